@@ -1,0 +1,117 @@
+"""What every command shares: flags, one-line errors, exit codes, `--json`."""
+
+import argparse
+import contextlib
+import difflib
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from lm.types import UserError
+
+# Before TensorFlow or XLA load: their INFO and WARNING lines are not for users.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, with a suggestion."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints one line and exits with status 2."""
+        self.exit(2, f"error: {message}; see --help\n")
+
+
+def make_parser(doc: str | None) -> Parser:
+    """Returns a parser with `--json`; `doc` is the module's docstring."""
+    parser = Parser(
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object on standard output, all else on standard error",
+    )
+    return parser
+
+
+def parse(
+    parser: Parser, argv: Sequence[str], extra_prefix: str | None = None
+) -> tuple[argparse.Namespace, list[str]]:
+    """Parses `argv`; returns the flags and those that start with `extra_prefix`.
+
+    Any other unknown flag ends the program with a suggestion and status 2.
+    """
+    args, rest = parser.parse_known_args(argv)
+    extra = [a for a in rest if extra_prefix and a.startswith(extra_prefix)]
+    for word in rest:
+        if word not in extra:
+            known = [o for a in parser._actions for o in a.option_strings]
+            parser.error(
+                f"unknown argument {word!r}{suggest(word.split('=')[0], known)}"
+            )
+    return args, extra
+
+
+def suggest(word: str, known: Sequence[str]) -> str:
+    """Returns `"; did you mean 'x'?"` for the nearest known word, or the choices.
+
+    >>> suggest("lerning_rate", ["learning_rate", "b1"])
+    "; did you mean 'learning_rate'?"
+    >>> suggest("zzz", ["a", "b"])
+    '; choose from: a, b'
+    """
+    near = difflib.get_close_matches(word, known, n=1)
+    return (
+        f"; did you mean {near[0]!r}?" if near else f"; choose from: {', '.join(known)}"
+    )
+
+
+def run(
+    main: Callable[..., dict[str, Any] | None], parser: Parser, **parse_options
+) -> NoReturn:
+    """Runs a command and exits: 0 on success, 1 on a `UserError`, 2 on bad flags.
+
+    Args:
+        main: Takes the parsed flags (and, with `extra_prefix`, the list of extra
+            flags); returns what `--json` prints.
+        parser: From `make_parser`.
+        **parse_options: For `parse`.
+    """
+    args, extra = parse(parser, sys.argv[1:], **parse_options)
+    stdout = sys.stdout
+    hidden = (
+        contextlib.redirect_stdout(sys.stderr)
+        if args.json
+        else contextlib.nullcontext()
+    )
+    try:
+        with hidden:
+            result = main(args, extra) if parse_options else main(args)
+        if args.json:
+            print(json.dumps(result or {}), file=stdout, flush=True)
+        sys.stdout.flush()
+    except UserError as error:
+        sys.exit(_fail(error, 1))
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted", 130))
+    except BrokenPipeError:
+        # The reader of our output is gone (`| head`); say nothing more to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        sys.exit(
+            _fail(f"no space left to write {error.filename or 'a file'}; free some", 1)
+        )
+    sys.exit(0)
+
+
+def _fail(message: object, status: int) -> int:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return status

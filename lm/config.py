@@ -1,0 +1,133 @@
+"""ConfigDict at the edge, frozen dataclasses inside.
+
+A config file returns the `ConfigDict` of a dataclass, the command line overrides
+its fields, and the library sees the dataclass again. Defaults stand in the
+dataclass and nowhere else; an unknown key or a value of another type is an error.
+"""
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from lm.cli import suggest
+from lm.types import UserError
+
+T = TypeVar("T")
+
+
+def to_config_dict(config: Any) -> config_dict.ConfigDict:
+    """Returns the ConfigDict of a (nested) dataclass."""
+    return config_dict.ConfigDict(dataclasses.asdict(config))
+
+
+def from_config_dict(
+    cls: type[T],
+    values: Mapping[str, Any],
+    tables: Mapping[str, Mapping[str, type]] | None = None,
+    where: str = "config",
+) -> T:
+    """Builds a dataclass from a mapping, strictly.
+
+    Args:
+        cls: The dataclass; its nested dataclasses are built likewise.
+        values: A ConfigDict, or a dict read from `config.json`. Fields that it
+            lacks take the dataclass's defaults.
+        tables: For a field whose class depends on its `name` key: field name →
+            {name: dataclass}.
+        where: The path of `values`, for messages.
+
+    Raises:
+        UserError: If a key is unknown or a value has another type.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {field.name for field in dataclasses.fields(cls)}  # pyright: ignore
+    built = {}
+    for key, value in dict(values).items():
+        if key not in fields:
+            raise UserError(f"unknown key {where}.{key}{suggest(key, sorted(fields))}")
+        if tables and key in tables:
+            table = tables[key]
+            name = value.get("name", "")
+            if name not in table:
+                near = suggest(name, sorted(table))
+                raise UserError(f"unknown {where}.{key}.name {name!r}{near}")
+            built[key] = from_config_dict(table[name], value, None, f"{where}.{key}")
+        elif dataclasses.is_dataclass(hints[key]):
+            built[key] = from_config_dict(hints[key], value, None, f"{where}.{key}")  # pyright: ignore
+        else:
+            built[key] = _typed(value, hints[key], f"{where}.{key}")
+    try:
+        return cls(**built)
+    except TypeError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """Returns `value` if it is a `hint`; widens int → float and list → tuple."""
+    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+        item = typing.get_args(hint)[0]
+        return tuple(_typed(v, item, f"{where}[{i}]") for i, v in enumerate(value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    plain = typing.get_origin(hint) or hint
+    if plain is Any or (type(value) is plain):
+        return value
+    name = getattr(plain, "__name__", str(plain))
+    raise UserError(f"{where} must be of type {name}, not {value!r}")
+
+
+def check_choice(where: str, value: str, choices: Sequence[str]) -> None:
+    """Raises a UserError that names the nearest choice unless `value` is one."""
+    if value not in choices:
+        raise UserError(f"unknown {where} {value!r}{suggest(value, sorted(choices))}")
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:
+    """Runs a config file's `get_config` and applies command-line overrides.
+
+    Args:
+        path: A Python file; what stands behind a colon is `get_config`'s argument.
+        overrides: Words such as `--config.optim.learning_rate=1e-3`.
+
+    Raises:
+        UserError: If the file is missing or broken, or an override does not fit.
+    """
+    file = Path(path.split(":")[0])
+    if not file.is_file():
+        shipped = sorted(str(p) for p in Path("configs").glob("*.py"))
+        raise UserError(f"no config file {str(file)!r}{suggest(str(file), shipped)}")
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    try:
+        values(["lm", f"--config={path}", *overrides])
+    except UserError:
+        raise
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        line = " ".join(str(error).split())
+        raise UserError(f"config {path}: {line}") from error
+    return values.config
+
+
+def save(config: config_dict.ConfigDict, path: Path) -> None:
+    """Writes the config as indented JSON."""
+    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Reads what `save` wrote.
+
+    Raises:
+        UserError: If the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"no {path}; is {path.parent} a workdir of lm.train?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
