@@ -1,0 +1,274 @@
+"""Scaled dot-product attention in one function, with a kernel for each backend.
+
+`softmax(Q Kᵀ / √d_k) V`, Vaswani et al. (2017), https://arxiv.org/abs/1706.03762,
+equation 1. XLA runs everywhere and has every option; cuDNN's flash attention
+runs on GPUs and Splash (a Pallas kernel) on TPUs, where the options allow.
+
+Axes: B batch, T query time, S key time, N query heads, K key/value heads,
+G = N / K query heads per key/value head, H head_dim.
+"""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel,
+    splash_attention_mask,
+)
+from jax.sharding import PartitionSpec
+
+from lm.types import Array
+
+IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
+
+# Finite, so that a row that may attend to nothing (padding) has no NaN.
+MASKED = -1e30
+
+# A query block looks only at the keys that causality leaves it: with n blocks
+# (n + 1) / 2n of the scores are computed. More blocks mean more, smaller matmuls.
+MIN_CAUSAL_BLOCK = 64
+MAX_CAUSAL_BLOCKS = 4
+
+
+@flax.struct.dataclass
+class Mask:
+    """Who attends to whom, as causes rather than a [T, S] matrix.
+
+    Attributes:
+        query_segments: [B, T] int; a query sees only keys of its own segment.
+        key_segments: [B, S] int.
+        query_index: [B, T] int, where each query stands among the keys; None means
+            that query t stands at key t.
+        prefix: [B, S] bool, keys that their whole segment sees despite `causal`.
+        causal: Whether a query sees only keys at or before its own place.
+        window: If positive, a query sees only keys less than `window` away.
+    """
+
+    query_segments: Array | None = None
+    key_segments: Array | None = None
+    query_index: Array | None = None
+    prefix: Array | None = None
+    causal: bool = flax.struct.field(pytree_node=False, default=False)
+    window: int = flax.struct.field(pytree_node=False, default=0)
+
+    def dense(self, queries: range, keys: range) -> Array | None:
+        """Returns the block [B | 1, T, S] of the mask, True = attend, or None."""
+        allowed = None
+        if self.causal or self.window:
+            if self.query_index is None:
+                index = jnp.arange(queries.start, queries.stop)[None]
+            else:
+                index = self.query_index[:, queries.start : queries.stop]
+            distance = index[:, :, None] - jnp.arange(keys.start, keys.stop)[None, None]
+            if self.causal:
+                allowed = distance >= 0
+                if self.prefix is not None:
+                    allowed |= self.prefix[:, None, keys.start : keys.stop]
+            if self.window:
+                allowed = _and(allowed, jnp.abs(distance) < self.window)
+        if self.query_segments is not None and self.key_segments is not None:
+            same = (
+                self.query_segments[:, queries.start : queries.stop, None]
+                == self.key_segments[:, None, keys.start : keys.stop]
+            )
+            allowed = _and(allowed, same)
+        return allowed
+
+
+def _and(a: Array | None, b: Array) -> Array:
+    return b if a is None else a & b
+
+
+def dot_product_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Mask,
+    *,
+    bias: Array | None = None,
+    softcap: float = 0.0,
+    dropout_rate: float = 0.0,
+    dropout_rng: Array | None = None,
+    implementation: str = "auto",
+) -> Array:
+    """Returns softmax(Q Kᵀ / √H + bias) V, masked; [B, T, N, H].
+
+    Args:
+        query: [B, T, N, H].
+        key: [B, S, K, H], N a multiple of K: with K = N multi-head attention, with
+            K = 1 multi-query (Shazeer 2019, https://arxiv.org/abs/1911.02150), else
+            grouped-query (Ainslie et al. 2023, https://arxiv.org/abs/2305.13245).
+        value: [B, S, K, H].
+        mask: Who attends to whom.
+        bias: [1 | B, N, T, S], added to the scaled scores.
+        softcap: If positive, scores become softcap · tanh(scores / softcap)
+            (Gemma 2, https://arxiv.org/abs/2408.00118), before the bias.
+        dropout_rate: Of the attention probabilities; needs `dropout_rng`.
+        dropout_rng: A key, or None for no dropout.
+        implementation: `auto` picks by backend and options; or `xla`, `cudnn`,
+            `splash` (which runs interpreted, and slowly, off a TPU).
+
+    Raises:
+        ValueError: If the named implementation lacks an option that is asked for.
+    """
+    drops = dropout_rate > 0 and dropout_rng is not None
+    lacking = {
+        "xla": "",
+        "cudnn": _cudnn_lacks(query, softcap, drops),
+        "splash": _splash_lacks(query, key, mask, bias, drops),
+    }
+    if implementation == "auto":
+        best = {"gpu": "cudnn", "tpu": "splash"}.get(jax.default_backend(), "xla")
+        implementation = "xla" if lacking[best] else best
+    if lacking[implementation]:
+        raise ValueError(f"{implementation} attention has no {lacking[implementation]}")
+    if implementation == "cudnn":
+        dense = mask.dense(range(query.shape[1]), range(key.shape[1]))
+        dense = None if dense is None else dense[:, None]
+        return jax.nn.dot_product_attention(
+            query, key, value, bias, dense, implementation="cudnn"
+        )
+    if implementation == "splash":
+        return _splash(query, key, value, mask, softcap)
+    rng = dropout_rng if drops else None
+    return _xla(query, key, value, mask, bias, softcap, dropout_rate, rng)
+
+
+def _xla(query, key, value, mask, bias, softcap, dropout_rate, rng) -> Array:
+    T, S = query.shape[1], key.shape[1]
+    blocks = 1
+    if mask.causal and mask.prefix is None and mask.query_index is None and T == S:
+        while (
+            blocks < MAX_CAUSAL_BLOCKS
+            and T % (2 * blocks) == 0
+            and T // (2 * blocks) >= MIN_CAUSAL_BLOCK
+        ):
+            blocks *= 2
+    size = T // blocks
+    outputs = []
+    for start in range(0, T, size):
+        queries = range(start, start + size)
+        keys = range(S)
+        if blocks > 1:
+            first = max(0, start - mask.window + 1) if mask.window else 0
+            keys = range(first, start + size)
+        outputs.append(
+            _attend(
+                query[:, queries.start : queries.stop],
+                key[:, keys.start : keys.stop],
+                value[:, keys.start : keys.stop],
+                mask.dense(queries, keys),
+                None if bias is None else _block(bias, queries, keys),
+                softcap,
+                dropout_rate,
+                None if rng is None else jax.random.fold_in(rng, start),
+            )
+        )
+    return outputs[0] if blocks == 1 else jnp.concatenate(outputs, axis=1)
+
+
+def _block(bias: Array, queries: range, keys: range) -> Array:
+    return bias[:, :, queries.start : queries.stop, keys.start : keys.stop]
+
+
+def _attend(query, key, value, allowed, bias, softcap, dropout_rate, rng) -> Array:
+    """One block: [B, T, N, H] from queries and all the keys that they may see."""
+    B, T, N, H = query.shape
+    K = key.shape[2]
+    query = (query * H**-0.5).reshape(B, T, K, N // K, H)
+    scores = jnp.einsum(
+        "BTKGH,BSKH->BKGTS", query, key, preferred_element_type=jnp.float32
+    )
+    if softcap:
+        scores = softcap * jnp.tanh(scores / softcap)
+    if bias is not None:
+        scores += bias.reshape(bias.shape[0], K, N // K, *bias.shape[2:])
+    if allowed is not None:
+        scores = jnp.where(allowed[:, None, None], scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1)
+    if rng is not None:
+        keep = jax.random.bernoulli(rng, 1 - dropout_rate, weights.shape)
+        weights = jnp.where(keep, weights / (1 - dropout_rate), 0)
+    out = jnp.einsum("BKGTS,BSKH->BTKGH", weights.astype(value.dtype), value)
+    return out.reshape(B, T, N, H)
+
+
+def _cudnn_lacks(query: Array, softcap: float, drops: bool) -> str:
+    if query.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"{query.dtype} (bfloat16 and float16 only)"
+    if query.shape[-1] > 128 or query.shape[-1] % 8:
+        return f"head_dim {query.shape[-1]} (multiples of 8 up to 128)"
+    return "softcap" if softcap else "dropout" if drops else ""
+
+
+def _splash_lacks(query, key, mask: Mask, bias, drops: bool) -> str:
+    T, S, H = query.shape[1], key.shape[1], query.shape[3]
+    if T % 128 or S % 128:
+        return f"lengths {T} and {S} (multiples of 128 only)"
+    if jax.default_backend() == "tpu" and H % 128:
+        return f"head_dim {H} (multiples of 128 only)"
+    if mask.prefix is not None or mask.query_index is not None:
+        return "prefix or cache"
+    return "bias" if bias is not None else "dropout" if drops else ""
+
+
+def _splash(query: Array, key: Array, value: Array, mask: Mask, softcap: float):
+    T, S, H = query.shape[1], key.shape[1], query.shape[3]
+
+    def attend(query, key, value, query_segments, key_segments):
+        """On one device: its rows and its heads."""
+        kernel = _splash_kernel(T, S, query.shape[2], mask, softcap)
+        segments = None
+        if query_segments is not None:
+            segments = splash_attention_kernel.SegmentIds(query_segments, key_segments)
+        query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+        in_axes = (0, 0, 0, None if segments is None else 0)
+        out = jax.vmap(kernel, in_axes)(query * H**-0.5, key, value, segments)
+        return out.swapaxes(1, 2)
+
+    operands = (query, key, value, mask.query_segments, mask.key_segments)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return attend(*operands)
+    # XLA cannot partition a Pallas call, so rows and heads are split by hand.
+    q_spec = nn.logical_to_mesh_axes(("batch", None, "act_heads", None))
+    kv_spec = nn.logical_to_mesh_axes(("batch", None, "act_kv_heads", None))
+    row_spec = PartitionSpec(q_spec[0])
+    segment_spec = None if mask.query_segments is None else row_spec
+    return jax.shard_map(
+        attend,
+        in_specs=(q_spec, kv_spec, kv_spec, segment_spec, segment_spec),
+        out_specs=q_spec,
+        check_vma=False,
+    )(*operands)
+
+
+def _splash_kernel(T: int, S: int, heads: int, mask: Mask, softcap: float):
+    if mask.window:
+        ahead = 0 if mask.causal else mask.window - 1
+        one = splash_attention_mask.LocalMask((T, S), (mask.window - 1, ahead), 0)
+    elif mask.causal:
+        one = splash_attention_mask.CausalMask((T, S))
+    else:
+        one = splash_attention_mask.FullMask((T, S))
+    # The kernel's own default, 128, leaves a TPU's matrix unit waiting.
+    q = next(size for size in (512, 256, 128) if T % size == 0)
+    kv = next(size for size in (512, 256, 128) if S % size == 0)
+    return splash_attention_kernel.make_splash_mha(
+        splash_attention_mask.MultiHeadMask([one] * heads),
+        block_sizes=splash_attention_kernel.BlockSizes(
+            block_q=q,
+            block_kv=kv,
+            block_kv_compute=kv,
+            block_q_dkv=q,
+            block_kv_dkv=kv,
+            block_kv_dkv_compute=kv,
+            block_q_dq=q,
+            block_kv_dq=kv,
+        ),
+        attn_logits_soft_cap=softcap or None,
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=jax.default_backend() != "tpu",
+    )
