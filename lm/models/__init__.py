@@ -1,0 +1,19 @@
+"""The models. A model is one file: a `Config` dataclass and a `Model` module."""
+
+from typing import Any
+
+import flax.linen as nn
+
+from lm.models import bert, gpt, t5
+
+# name -> (config dataclass, Linen module). A new model adds its row here.
+MODELS: dict[str, tuple[type, type[nn.Module]]] = {
+    "gpt": (gpt.Config, gpt.Model),
+    "bert": (bert.Config, bert.Model),
+    "t5": (t5.Config, t5.Model),
+}
+
+
+def build_model(config: Any) -> nn.Module:
+    """Returns the module of a model's config."""
+    return MODELS[config.name][1](config)

@@ -1,0 +1,101 @@
+"""BERT: an encoder that predicts masked tokens.
+
+Devlin et al. (2019), https://arxiv.org/abs/1810.04805. Axes: B batch, T time,
+D emb_dim, M masked positions.
+"""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from lm.nn.attention import Mask
+from lm.nn.layers import Einsum, Embed
+from lm.nn.transformer import (
+    ACTIVATIONS,
+    GATED,
+    Context,
+    Embedder,
+    Head,
+    Output,
+    Stack,
+    TransformerConfig,
+    make_norm,
+    row_positions,
+)
+from lm.types import Batch
+
+
+@dataclass(frozen=True)
+class Config(TransformerConfig):
+    """The stack's options; the defaults are those of the paper.
+
+    Attributes:
+        num_types: Kinds of segment that `type_ids` tell apart.
+    """
+
+    name: str = "bert"
+    num_types: int = 2
+    position_encoding: str = "learned"
+    norm: str = "layer"
+    norm_position: str = "post"
+    norm_eps: float = 1e-12
+    activation: str = "gelu"
+    use_bias: bool = True
+    init_stddev: float = 0.02
+    dropout_rate: float = 0.1
+    attention_dropout_rate: float = 0.1
+
+
+class Model(nn.Module):
+    """The encoder, its pooler and its masked-token head."""
+
+    config: Config
+
+    def setup(self):
+        """Declares the parts."""
+        config = self.config
+        D = config.emb_dim
+        self.embedder = Embedder(config, use_norm=config.norm_position == "post")
+        self.type = Embed(
+            config.num_types,
+            D,
+            ("types", "embed"),
+            config.embed_stddev,
+            config.dtype,
+        )
+        self.encoder = Stack(config, config.num_layers, causal=False)
+        dense = ((D,), (D,), ("embed", None), True, config.init_stddev, config.dtype)
+        self.pooler = Einsum(*dense)
+        self.transform = Einsum(*dense)
+        self.transform_norm = make_norm(config)
+        self.head = Head(config, use_bias=True)
+
+    def __call__(self, batch: Batch, deterministic: bool = True) -> Output:
+        """Maps a batch to hidden states [B, T, D], pooled [B, D] and logits.
+
+        Args:
+            batch: `inputs` [B, T]; optionally `positions` and `segment_ids` [B, T] of
+                packed rows, `type_ids` [B, T], and `masked_positions` [B, M], the
+                places whose logits [B, M, V] are wanted instead of all T.
+            deterministic: Whether dropout is off.
+        """
+        inputs = batch["inputs"]
+        segments = batch.get("segment_ids")
+        positions = row_positions(inputs, batch.get("positions"))
+        types = self.type(batch.get("type_ids", jnp.zeros_like(inputs)))
+        x = self.embedder(inputs, positions, deterministic, types)
+        mask = Mask(segments, segments, window=self.config.window)
+        context = Context(mask, positions, deterministic=deterministic)
+        hidden, _ = self.encoder(x, context)
+        # The first token is [CLS]: Devlin et al., section 3.
+        pooled = jnp.tanh(self.pooler(hidden[:, 0]))
+        states = hidden
+        if "masked_positions" in batch:
+            places = batch["masked_positions"][:, :, None]
+            states = jnp.take_along_axis(hidden, places, axis=1)
+        activation = self.config.activation
+        states = ACTIVATIONS[GATED.get(activation, activation)](self.transform(states))
+        states = self.transform_norm(states)
+        logits = self.head(states, self.embedder.token.embedding)
+        return Output(hidden, logits, pooled)

@@ -1,0 +1,107 @@
+"""GPT: a decoder that predicts the next token.
+
+Radford et al. (2019), "Language models are unsupervised multitask learners"; with
+other options of the stack, the decoders that followed (Llama, Gemma, Qwen).
+Axes: B batch, T time, D emb_dim, V vocab, S cache length.
+"""
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from lm.nn.attention import Mask
+from lm.nn.transformer import (
+    Context,
+    Embedder,
+    Head,
+    Output,
+    Stack,
+    TransformerConfig,
+    init_cache,
+    row_positions,
+)
+from lm.types import Array, Batch, PyTree
+
+
+@dataclass(frozen=True)
+class Config(TransformerConfig):
+    """The stack's options; the defaults are a small modern decoder."""
+
+    name: str = "gpt"
+
+
+class Model(nn.Module):
+    """The decoder."""
+
+    config: Config
+
+    def setup(self):
+        """Declares the parts."""
+        config = self.config
+        self.embedder = Embedder(config)
+        self.decoder = Stack(config, config.num_layers, causal=True)
+        self.head = Head(config)
+
+    def __call__(self, batch: Batch, deterministic: bool = True) -> Output:
+        """Maps a batch to hidden states and next-token logits, [B, T, …].
+
+        Args:
+            batch: `inputs` [B, T]; optionally `positions` and `segment_ids` [B, T] of
+                packed rows, and `prefix_mask` [B, T], tokens that their document
+                sees in both directions.
+            deterministic: Whether dropout is off.
+        """
+        segments = batch.get("segment_ids")
+        mask = Mask(
+            segments,
+            segments,
+            prefix=batch.get("prefix_mask"),
+            causal=True,
+            window=self.config.window,
+        )
+        positions = row_positions(batch["inputs"], batch.get("positions"))
+        x = self.embedder(batch["inputs"], positions, deterministic)
+        x, _ = self.decoder(x, Context(mask, positions, deterministic=deterministic))
+        return self._output(x)
+
+    def prefill(self, batch: Batch, cache_len: int) -> tuple[Array, PyTree]:
+        """Reads prompts; returns the logits [B, V] of what follows, and the cache.
+
+        Args:
+            batch: `inputs` [B, T], padded on the right; `segment_ids` [B, T], 0 where
+                padded.
+            cache_len: S, the longest prompt with its continuation.
+        """
+        inputs = batch["inputs"]
+        real = batch["segment_ids"] > 0
+        positions = row_positions(inputs, None)
+        cache = {
+            "attention": init_cache(
+                self.config, self.config.num_layers, inputs.shape[0], cache_len
+            )
+        }
+        # Padding is written past the end of the cache, that is, nowhere.
+        index = jnp.where(real, positions, cache_len)
+        hidden, cache = self._cached(inputs, positions, index, cache)
+        last = jnp.maximum(real.sum(axis=1) - 1, 0)
+        hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
+        return self._output(hidden).logits.dense()[:, 0], cache
+
+    def step(
+        self, tokens: Array, positions: Array, cache: PyTree
+    ) -> tuple[Array, PyTree]:
+        """Reads one token [B] of each row at its position [B]; as `prefill`."""
+        positions = positions[:, None]
+        hidden, cache = self._cached(tokens[:, None], positions, positions, cache)
+        return self._output(hidden).logits.dense()[:, 0], cache
+
+    def _cached(
+        self, inputs: Array, positions: Array, index: Array, cache: PyTree
+    ) -> tuple[Array, PyTree]:
+        mask = Mask(query_index=index, causal=True, window=self.config.window)
+        x = self.embedder(inputs, positions, True)
+        return self.decoder(x, Context(mask, positions), cache)
+
+    def _output(self, hidden: Array) -> Output:
+        return Output(hidden, self.head(hidden, self.embedder.token.embedding))

@@ -1,0 +1,124 @@
+"""The few layers that own parameters.
+
+Parameters are float32 and carry logical axis names; the arithmetic runs in the
+config's `dtype`, cast at the einsum. Axes: B batch, T time, D emb_dim, V vocab.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lm.types import Array
+
+
+def _normal(stddev: float):
+    return nn.initializers.truncated_normal(stddev)
+
+
+class Einsum(nn.Module):
+    """Contracts the last axes of the input with a kernel of named axes.
+
+    Attributes:
+        in_shape: Sizes of the axes that are contracted, the input's last ones.
+        out_shape: Sizes of the axes that replace them.
+        axes: Logical names of the kernel's axes, `in_shape` then `out_shape`.
+        use_bias: Whether to add a bias of `out_shape`.
+        stddev: Of the kernel at initialisation; 0 means 1 / √fan_in.
+        dtype: Of the arithmetic.
+    """
+
+    in_shape: tuple[int, ...]
+    out_shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    use_bias: bool = False
+    stddev: float = 0.0
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [..., *in_shape] to [..., *out_shape]."""
+        fan_in = math.prod(self.in_shape)
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(
+                _normal(self.stddev or fan_in**-0.5), self.axes
+            ),
+            (*self.in_shape, *self.out_shape),
+        )
+        # One matmul of two axes: XLA has no faster form for any of our shapes.
+        leading = x.shape[: x.ndim - len(self.in_shape)]
+        y = x.astype(self.dtype).reshape(-1, fan_in) @ (
+            kernel.astype(self.dtype).reshape(fan_in, -1)
+        )
+        if self.use_bias:
+            bias = self.param(
+                "bias",
+                nn.with_logical_partitioning(
+                    nn.initializers.zeros, self.axes[len(self.in_shape) :]
+                ),
+                self.out_shape,
+            )
+            y += bias.astype(self.dtype).reshape(-1)
+        return y.reshape(*leading, *self.out_shape)
+
+
+class Embed(nn.Module):
+    """A table of vectors, [num_embeddings, D]."""
+
+    num_embeddings: int
+    features: int
+    axes: tuple[str | None, ...] = ("vocab", "embed")
+    stddev: float = 0.02
+    dtype: str = "float32"
+
+    def setup(self):
+        """Declares the table."""
+        self.embedding = self.param(
+            "embedding",
+            nn.with_logical_partitioning(_normal(self.stddev), self.axes),
+            (self.num_embeddings, self.features),
+        )
+
+    def __call__(self, ids: Array) -> Array:
+        """Maps ids [...] to vectors [..., D]."""
+        return self.embedding.astype(self.dtype)[ids]
+
+
+class Norm(nn.Module):
+    """LayerNorm or RMSNorm over the last axis, statistics in float32.
+
+    Ba et al. (2016), https://arxiv.org/abs/1607.06450; Zhang & Sennrich (2019),
+    https://arxiv.org/abs/1910.07467.
+
+    Attributes:
+        kind: `layer` or `rms`.
+        use_bias: Whether a `layer` norm has a bias.
+        eps: Added to the variance or to the mean square.
+        dtype: Of the result.
+    """
+
+    kind: str = "rms"
+    use_bias: bool = False
+    eps: float = 1e-6
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [..., D] to [..., D]."""
+        shape = (x.shape[-1],)
+
+        def vector(name: str, init) -> Array:
+            # A vector is not worth sharding.
+            init = nn.with_logical_partitioning(init, ("norm",))
+            return self.param(name, init, shape).reshape((1,) * (x.ndim - 1) + shape)
+
+        x = x.astype(jnp.float32)
+        if self.kind == "layer":
+            x -= x.mean(axis=-1, keepdims=True)
+        x *= jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + self.eps)
+        x *= vector("scale", nn.initializers.ones)
+        if self.kind == "layer" and self.use_bias:
+            x += vector("bias", nn.initializers.zeros)
+        return x.astype(self.dtype)

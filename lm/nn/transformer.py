@@ -1,0 +1,585 @@
+"""One transformer stack, of which decoders, encoders and both are made.
+
+Vaswani et al. (2017), https://arxiv.org/abs/1706.03762, with the options that its
+descendants chose. Axes: B batch, T query time, S key time, D emb_dim, N query
+heads, K key/value heads, H head_dim, F mlp_dim, L layers.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from lm.config import check_choice
+from lm.nn import positions as position_codes
+from lm.nn.attention import IMPLEMENTATIONS, Mask, dot_product_attention
+from lm.nn.layers import Einsum, Embed, Norm
+from lm.nn.losses import Logits
+from lm.sharding import constrain
+from lm.types import Array, Params, PyTree, UserError
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
+# Gated: activation(x W) * (x V), Shazeer (2020), https://arxiv.org/abs/2002.05202.
+GATED = {"swiglu": "silu", "geglu": "gelu_tanh"}
+
+POSITION_ENCODINGS = ("learned", "sinusoidal", "rotary", "relative", "none")
+
+REMAT_POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """What every transformer here can be; models choose defaults of their own.
+
+    Attributes:
+        vocab_size: V, rows of the embedding.
+        emb_dim: D.
+        num_layers: L.
+        num_heads: N.
+        num_kv_heads: K; 0 means N (multi-head), 1 is multi-query.
+        head_dim: H; 0 means D / N.
+        mlp_dim: F; 0 means 4 D.
+        max_len: The longest row; the size of the table of learned positions.
+        position_encoding: `learned`, `sinusoidal`, `rotary`, `relative` (T5) or
+            `none`.
+        rope_theta: Base of the wave lengths of `rotary`.
+        relative_buckets: Number of buckets of `relative`.
+        relative_max_distance: Distance from which `relative` no longer tells apart.
+        norm: `rms` or `layer`.
+        norm_position: `pre` or `post` the sublayer.
+        norm_eps: Added to the variance.
+        qk_norm: Whether queries and keys are normalised over H (Henry et al. 2020,
+            https://arxiv.org/abs/2010.04245).
+        activation: `gelu`, `gelu_tanh`, `relu`, `silu`; gated: `swiglu`, `geglu`.
+        use_bias: Whether projections and layer norms have biases.
+        tie_embeddings: Whether the vocabulary head is the embedding.
+        dropout_rate: Of embeddings and sublayer outputs.
+        attention_dropout_rate: Of attention probabilities.
+        window: If positive, tokens see only those less than `window` away.
+        attention_softcap: If positive, caps attention scores.
+        logit_softcap: If positive, caps the vocabulary logits.
+        attention: `auto`, `xla`, `cudnn` or `splash`.
+        init_stddev: Of kernels; 0 means 1 / √fan_in.
+        embed_stddev: Of embeddings.
+        dtype: Of the arithmetic, `float32` or `bfloat16`; parameters are float32.
+        scan_layers: Whether layers are stacked and scanned, so that compile time
+            does not grow with L.
+        remat: What the backward pass recomputes: `none`, `full`, `dots` (all but
+            matmuls), `dots_no_batch` (all but the matmuls with parameters).
+    """
+
+    vocab_size: int = 8192
+    emb_dim: int = 128
+    num_layers: int = 4
+    num_heads: int = 4
+    num_kv_heads: int = 0
+    head_dim: int = 0
+    mlp_dim: int = 0
+    max_len: int = 256
+    position_encoding: str = "rotary"
+    rope_theta: float = 10_000.0
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
+    norm: str = "rms"
+    norm_position: str = "pre"
+    norm_eps: float = 1e-6
+    qk_norm: bool = False
+    activation: str = "gelu_tanh"
+    use_bias: bool = False
+    tie_embeddings: bool = True
+    dropout_rate: float = 0.0
+    attention_dropout_rate: float = 0.0
+    window: int = 0
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    attention: str = "auto"
+    init_stddev: float = 0.0
+    embed_stddev: float = 0.02
+    dtype: str = "float32"
+    scan_layers: bool = True
+    remat: str = "none"
+
+    def __post_init__(self):
+        for name, choices in {
+            "position_encoding": POSITION_ENCODINGS,
+            "norm": ("rms", "layer"),
+            "norm_position": ("pre", "post"),
+            "activation": (*ACTIVATIONS, *GATED),
+            "attention": IMPLEMENTATIONS,
+            "dtype": ("float32", "bfloat16", "float16"),
+            "remat": tuple(REMAT_POLICIES),
+        }.items():
+            check_choice(f"model.{name}", getattr(self, name), choices)
+        for name in ("vocab_size", "emb_dim", "num_layers", "num_heads", "max_len"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name} must be at least 1")
+        if not self.head_dim and self.emb_dim % self.num_heads:
+            raise UserError(
+                f"model.emb_dim {self.emb_dim} does not divide by model.num_heads "
+                f"{self.num_heads}; change one or set model.head_dim"
+            )
+        if self.num_heads % self.kv_heads:
+            raise UserError(
+                f"model.num_heads {self.num_heads} does not divide by "
+                f"model.num_kv_heads {self.kv_heads}"
+            )
+        if self.position_encoding == "rotary" and self.head_size % 2:
+            raise UserError(
+                f"rotary positions need an even head_dim, not {self.head_size}"
+            )
+
+    @property
+    def kv_heads(self) -> int:
+        """K."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def head_size(self) -> int:
+        """H."""
+        return self.head_dim or self.emb_dim // self.num_heads
+
+    @property
+    def mlp_size(self) -> int:
+        """F."""
+        return self.mlp_dim or 4 * self.emb_dim
+
+
+@flax.struct.dataclass
+class Cache:
+    """Keys and values of the tokens seen so far.
+
+    Attributes:
+        key: [B, S, K, H]; of a whole stack, [L, B, S, K, H].
+        value: The same.
+    """
+
+    key: Array
+    value: Array
+
+
+@flax.struct.dataclass
+class Context:
+    """What all layers of a stack share.
+
+    Attributes:
+        mask: Of self-attention.
+        positions: [B, T] int, within each document.
+        bias: [1 | B, N, T, S] of self-attention, or None.
+        memory: [B, S, D] what cross-attention reads, or None.
+        memory_mask: Of cross-attention.
+        deterministic: Whether dropout is off.
+    """
+
+    mask: Mask
+    positions: Array
+    bias: Array | None = None
+    memory: Array | None = None
+    memory_mask: Mask = Mask()
+    deterministic: bool = flax.struct.field(pytree_node=False, default=True)
+
+
+def make_norm(config: TransformerConfig, name: str | None = None) -> Norm:
+    """Returns the config's norm."""
+    return Norm(config.norm, config.use_bias, config.norm_eps, config.dtype, name=name)
+
+
+class Attention(nn.Module):
+    """Projections around `dot_product_attention`, with an optional cache."""
+
+    config: TransformerConfig
+    num_layers: int
+    cross: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: Array, context: Context, cache: Cache | None = None
+    ) -> tuple[Array, Cache | None]:
+        """Returns the output [B, T, D] and the cache with this call's keys.
+
+        With a cache, self-attention writes its keys at `mask.query_index` and reads
+        the whole cache. Cross-attention makes its keys from `context.memory`, or
+        takes the cache's where that is None.
+        """
+        config = self.config
+        N, K, H, D = config.num_heads, config.kv_heads, config.head_size, config.emb_dim
+
+        def project(name: str, heads: int, axis: str, inputs: Array) -> Array:
+            y = Einsum(
+                (D,),
+                (heads, H),
+                ("embed", axis, "head_dim"),
+                config.use_bias,
+                config.init_stddev,
+                config.dtype,
+                name=name,
+            )(inputs)
+            y = constrain(y, "batch", "length", f"act_{axis}", "head_dim")
+            if config.qk_norm and name != "value":
+                y = Norm(
+                    "rms", False, config.norm_eps, config.dtype, name=f"{name}_norm"
+                )(y)
+            rotates = config.position_encoding == "rotary" and not self.cross
+            if rotates and name != "value":
+                y = position_codes.rotate(y, context.positions, config.rope_theta)
+            return y
+
+        query = project("query", N, "heads", x)
+        mask = context.memory_mask if self.cross else context.mask
+        if self.cross and context.memory is None:
+            assert cache is not None
+            key, value = cache.key, cache.value
+        else:
+            source = context.memory if self.cross else x
+            assert source is not None
+            key = project("key", K, "kv_heads", source)
+            value = project("value", K, "kv_heads", source)
+            if cache is not None and not self.cross:
+                rows = jnp.arange(x.shape[0])[:, None]
+                # Places beyond the cache are those of padding: dropped.
+                key = cache.key.at[rows, mask.query_index].set(key, mode="drop")
+                value = cache.value.at[rows, mask.query_index].set(value, mode="drop")
+        rate = config.attention_dropout_rate
+        drops = rate > 0 and not context.deterministic
+        out = dot_product_attention(
+            query,
+            key,
+            value,
+            mask,
+            bias=None if self.cross else context.bias,
+            softcap=config.attention_softcap,
+            dropout_rate=rate,
+            dropout_rng=self.make_rng("dropout") if drops else None,
+            implementation=config.attention,
+        )
+        out = constrain(out, "batch", "length", "act_heads", "head_dim")
+        out = Einsum(
+            (N, H),
+            (D,),
+            ("heads", "head_dim", "embed"),
+            config.use_bias,
+            residual_stddev(config, N * H, self.num_layers),
+            config.dtype,
+            name="out",
+        )(out)
+        return out, None if cache is None else Cache(key, value)
+
+
+def residual_stddev(config: TransformerConfig, fan_in: int, num_layers: int) -> float:
+    """Initial deviation of kernels that add to the residual stream.
+
+    Before normalisation ("pre"), scaled by 1 / √(2 L) so that the stream's variance
+    does not grow with depth: Radford et al. (2019), section 2.3.
+    """
+    stddev = config.init_stddev or fan_in**-0.5
+    return (
+        stddev * (2 * num_layers) ** -0.5 if config.norm_position == "pre" else stddev
+    )
+
+
+class Mlp(nn.Module):
+    """Two projections with an activation between, or three where it is gated."""
+
+    config: TransformerConfig
+    num_layers: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [B, T, D] to [B, T, D]."""
+        config = self.config
+        D, F = config.emb_dim, config.mlp_size
+
+        def project(name: str) -> Array:
+            return Einsum(
+                (D,),
+                (F,),
+                ("embed", "mlp"),
+                config.use_bias,
+                config.init_stddev,
+                config.dtype,
+                name=name,
+            )(x)
+
+        if config.activation in GATED:
+            activation = ACTIVATIONS[GATED[config.activation]]
+            hidden = activation(project("wi_gate")) * project("wi")
+        else:
+            hidden = ACTIVATIONS[config.activation](project("wi"))
+        hidden = constrain(hidden, "batch", "length", "act_mlp")
+        return Einsum(
+            (F,),
+            (D,),
+            ("mlp", "embed"),
+            config.use_bias,
+            residual_stddev(config, F, self.num_layers),
+            config.dtype,
+            name="wo",
+        )(hidden)
+
+
+class Block(nn.Module):
+    """One layer: self-attention, cross-attention where asked for, MLP."""
+
+    config: TransformerConfig
+    num_layers: int
+    cross: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: Array, cache: PyTree, context: Context
+    ) -> tuple[Array, PyTree]:
+        """Maps [B, T, D] to [B, T, D], and the layer's caches to the new ones.
+
+        `cache` is None or a dict of a `Cache` for each attention, by its name.
+        """
+        config = self.config
+        dropout = nn.Dropout(config.dropout_rate, deterministic=context.deterministic)
+        caches = cache or {}
+
+        def residual(x: Array, name: str, sublayer: Callable) -> tuple[Array, PyTree]:
+            norm = make_norm(config, f"{name}_norm")
+            if config.norm_position == "pre":
+                y, aux = sublayer(norm(x))
+                x = x + dropout(y)
+            else:
+                y, aux = sublayer(x)
+                x = norm(x + dropout(y))
+            return constrain(x, "batch", "length", "act_embed"), aux
+
+        def attend(name: str, cross: bool) -> Callable:
+            attention = Attention(config, self.num_layers, cross, name=name)
+            return lambda y: attention(y, context, caches.get(name))
+
+        new = {}
+        x, new["attention"] = residual(x, "attn", attend("attention", False))
+        if self.cross:
+            x, new["cross_attention"] = residual(
+                x, "cross_attn", attend("cross_attention", True)
+            )
+        mlp = Mlp(config, self.num_layers, name="mlp")
+        x, _ = residual(x, "mlp", lambda y: (mlp(y), None))
+        return x, None if cache is None else new
+
+
+class Stack(nn.Module):
+    """All layers, the relative position bias they share, and the final norm."""
+
+    config: TransformerConfig
+    num_layers: int
+    causal: bool
+    cross: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x: Array, context: Context, cache: PyTree = None
+    ) -> tuple[Array, PyTree]:
+        """Maps [B, T, D] to [B, T, D], and a cache ([L, …] leaves) to the new one."""
+        config, L = self.config, self.num_layers
+        if config.position_encoding == "relative":
+            keys = x.shape[1] if cache is None else cache["attention"].key.shape[2]
+            context = context.replace(
+                bias=self._relative_bias(context, x.shape[1], keys)
+            )
+        block = Block
+        if config.remat != "none":
+            block = nn.remat(
+                Block,
+                policy=REMAT_POLICIES[config.remat],
+                # Inside a scan nothing outside can share what is recomputed.
+                prevent_cse=not config.scan_layers,
+            )
+        arguments = (config, L, self.cross)
+        if config.scan_layers:
+            layers = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(0, nn.broadcast),
+                length=L,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )(*arguments, name="layers")
+            x, cache = layers(x, cache, context)
+        else:
+            caches = []
+            for i in range(L):
+                one = jax.tree.map(lambda leaf: leaf[i], cache)  # noqa: B023
+                x, one = block(*arguments, name=f"layers_{i}")(x, one, context)
+                caches.append(one)
+            if cache is not None:
+                cache = jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
+        if config.norm_position == "pre":
+            x = make_norm(config, "final_norm")(x)
+        return x, cache
+
+    def _relative_bias(self, context: Context, T: int, S: int) -> Array:
+        """Returns [1 | B, N, T, S], Raffel et al. (2020), section 2.1."""
+        config = self.config
+        table = Embed(
+            config.relative_buckets,
+            config.num_heads,
+            ("buckets", "heads"),
+            config.emb_dim**-0.5,
+            name="relative_bias",
+        )
+        index = context.mask.query_index
+        index = jnp.arange(T)[None] if index is None else index
+        bucket = position_codes.relative_bucket(
+            jnp.arange(S)[None, None] - index[:, :, None],
+            bidirectional=not self.causal,
+            num_buckets=config.relative_buckets,
+            max_distance=config.relative_max_distance,
+        )
+        return table(bucket).transpose(0, 3, 1, 2)
+
+
+class Embedder(nn.Module):
+    """Token embedding, absolute positions, a norm where asked for, dropout."""
+
+    config: TransformerConfig
+    use_norm: bool = False
+
+    def setup(self):
+        """Declares the tables."""
+        config = self.config
+        D, stddev = config.emb_dim, config.embed_stddev
+        self.token = Embed(config.vocab_size, D, stddev=stddev, dtype=config.dtype)
+        if config.position_encoding == "learned":
+            self.position = Embed(
+                config.max_len, D, ("positions", "embed"), stddev, config.dtype
+            )
+        if self.use_norm:
+            self.norm = make_norm(config)
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def __call__(
+        self,
+        ids: Array,
+        positions: Array,
+        deterministic: bool,
+        extra: Array | None = None,
+    ) -> Array:
+        """Maps ids [B, T] to [B, T, D]; `extra` [B, T, D] is added."""
+        config = self.config
+        x = self.token(ids)
+        if config.position_encoding == "learned":
+            x += self.position(positions)
+        elif config.position_encoding == "sinusoidal":
+            x += position_codes.sinusoidal(positions, config.emb_dim).astype(x.dtype)
+        if extra is not None:
+            x += extra
+        if self.use_norm:
+            x = self.norm(x)
+        x = self.dropout(x, deterministic=deterministic)
+        return constrain(x, "batch", "length", "act_embed")
+
+
+class Head(nn.Module):
+    """The vocabulary head, kept as the factors of its logits."""
+
+    config: TransformerConfig
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, states: Array, table: Array) -> Logits:
+        """Returns the logits of states [B, T, D].
+
+        `table` [V, D] is the embedding; without `config.tie_embeddings` the head has
+        a kernel of its own.
+        """
+        config = self.config
+        vocab = nn.with_logical_partitioning
+        kernel, bias = table, None
+        if not config.tie_embeddings:
+            kernel = self.param(
+                "kernel",
+                vocab(
+                    nn.initializers.normal(config.init_stddev or config.emb_dim**-0.5),
+                    ("vocab", "embed"),
+                ),
+                (config.vocab_size, config.emb_dim),
+            )
+        if self.use_bias:
+            bias = self.param(
+                "bias", vocab(nn.initializers.zeros, ("vocab",)), (config.vocab_size,)
+            )
+        return Logits(states, kernel, bias, config.logit_softcap)
+
+
+@flax.struct.dataclass
+class Output:
+    """What a model returns.
+
+    Attributes:
+        hidden: [B, T, D] final states.
+        logits: Over the vocabulary, of the positions that predict.
+        pooled: [B, D] of the whole row, or None.
+    """
+
+    hidden: Array
+    logits: Logits
+    pooled: Array | None = None
+
+
+def row_positions(ids: Array, positions: Array | None) -> Array:
+    """Returns `positions`, or 0, 1, 2, … for rows that hold one document each."""
+    if positions is not None:
+        return positions
+    return jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
+
+
+def init_cache(
+    config: TransformerConfig, num_layers: int, batch_size: int, length: int
+) -> Cache:
+    """Returns an empty cache of a stack, [L, B, S, K, H] of zeros."""
+    shape = (num_layers, batch_size, length, config.kv_heads, config.head_size)
+    zeros = jnp.zeros(shape, config.dtype)
+    return Cache(zeros, zeros)
+
+
+def stack_layers(params: Params) -> Params:
+    """Returns looped parameters (`layers_0`, `layers_1`, …) in the scanned layout.
+
+    >>> stack_layers({"layers_0": {"a": jnp.zeros(2)}, "layers_1": {"a": jnp.ones(2)}})[
+    ...     "layers"]["a"].shape
+    (2, 2)
+    """
+    if not isinstance(params, dict):
+        return params
+    numbered = sorted(
+        (key for key in params if re.fullmatch(r"layers_\d+", key)),
+        key=lambda key: int(key.removeprefix("layers_")),
+    )
+    rest = {k: stack_layers(v) for k, v in params.items() if k not in numbered}
+    if not numbered:
+        return rest
+    stacked = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves), *(params[k] for k in numbered)
+    )
+    return rest | {"layers": stacked}
+
+
+def unstack_layers(params: Params) -> Params:
+    """Returns scanned parameters in the looped layout; undoes `stack_layers`."""
+    if not isinstance(params, dict):
+        return params
+    rest = {k: unstack_layers(v) for k, v in params.items() if k != "layers"}
+    if "layers" not in params:
+        return rest
+    length = jax.tree.leaves(params["layers"])[0].shape[0]
+    return rest | {
+        f"layers_{i}": jax.tree.map(lambda leaf: leaf[i], params["layers"])  # noqa: B023
+        for i in range(length)
+    }
