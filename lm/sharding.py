@@ -73,9 +73,7 @@ def build_mesh(config: MeshConfig, devices: Sequence | None = None) -> Mesh:
             "set mesh.data, mesh.fsdp and mesh.tensor so that their product does"
         )
     # Auto: flax's logical constraints are hints to the partitioner, not types.
-    return jax.make_mesh(
-        tuple(shape), MESH_AXES, (AxisType.Auto,) * 3, devices=devices
-    )
+    return jax.make_mesh(tuple(shape), MESH_AXES, (AxisType.Auto,) * 3, devices=devices)
 
 
 def parse_rules(config: MeshConfig) -> list[tuple[str, tuple[str, ...]]]:
