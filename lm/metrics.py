@@ -19,6 +19,19 @@ class Mean(NamedTuple):
     total: Array
     weight: Array
 
+    def compute(self) -> float:
+        """Divides; NaN where the weight is zero."""
+        return float(np.float64(self.total) / self.weight) if self.weight else np.nan
+
+
+class Perplexity(Mean):
+    """The exponential of a mean of nats."""
+
+    def compute(self) -> float:
+        """Returns exp(total / weight), infinite where that overflows."""
+        with np.errstate(over="ignore"):
+            return float(np.exp(super().compute()))
+
 
 Metrics = Mapping[str, Mean]
 
@@ -29,12 +42,9 @@ def merge(a: Metrics, b: Metrics) -> Metrics:
 
 
 def compute(metrics: Metrics, prefix: str = "") -> dict[str, float]:
-    """Divides on the host; a metric of zero weight is NaN.
+    """Divides every metric, on the host.
 
     >>> compute({"loss": Mean(6.0, 3.0)}, prefix="train/")
     {'train/loss': 2.0}
     """
-    return {
-        prefix + name: float(np.float64(total) / weight) if weight else float("nan")
-        for name, (total, weight) in sorted(metrics.items())
-    }
+    return {prefix + name: metrics[name].compute() for name in sorted(metrics)}

@@ -1,0 +1,94 @@
+"""What a task is: the one seam between text, model and use."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from lm.data.packing import Piece, Rows
+from lm.metrics import Mean, Metrics, Perplexity
+from lm.nn.losses import TokenLoss
+from lm.types import Array, Batch, Params
+
+# The pieces of one row: where each comes from, and the document's columns, of which
+# `tokens` is cut to the piece.
+Pieces = Sequence[tuple[Piece, Mapping[str, np.ndarray]]]
+
+
+class Task(Protocol):
+    """What is learned: features from text, and a loss from a model's outputs.
+
+    Attributes:
+        overlap: Units that a piece needs beyond its end: 1 where the target of a
+            token is the next one.
+        encoding: What `encode` depends on besides the tokenizer; stored columns are
+            reused as long as it stays the same.
+    """
+
+    overlap: int
+
+    @property
+    def encoding(self) -> str:
+        """See the class."""
+        ...
+
+    def encode(
+        self, examples: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, np.ndarray]]:
+        """Turns examples into int32 columns, once; an empty dict drops an example."""
+        ...
+
+    def rows(self, lengths: Mapping[str, np.ndarray], train: bool, seed: int) -> Rows:
+        """Lays documents, whose columns have these lengths, into rows."""
+        ...
+
+    def features(
+        self, pieces: Pieces, capacity: tuple[int, ...], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Makes one row of a batch; no pieces make a row of padding."""
+        ...
+
+    def loss(
+        self, model: nn.Module, params: Params, batch: Batch, rng: Array | None
+    ) -> tuple[Array, Metrics]:
+        """Returns the objective, summed over the batch, and metrics.
+
+        The weight of the metric `loss` is what the objective is divided by once all
+        microbatches are summed. Without `rng` dropout is off.
+        """
+        ...
+
+
+def apply(model: nn.Module, params: Params, batch: Batch, rng: Array | None) -> Any:
+    """Runs a model, with dropout where there is a key for it."""
+    rngs = None if rng is None else {"dropout": rng}
+    return model.apply({"params": params}, batch, deterministic=rng is None, rngs=rngs)
+
+
+def token_weights(batch: Batch) -> Array:
+    """Returns the weight of each target, 0 in padded tokens and in padded rows."""
+    return batch["loss_mask"] * batch["example_mask"][:, None]
+
+
+def token_metrics(loss: TokenLoss, weights: Array, batch: Batch) -> Metrics:
+    """Returns loss, perplexity, accuracy and, where texts are counted, bits.
+
+    Bits per byte and per character do not depend on the tokenizer: the batch's
+    `num_bytes` and `num_chars` [B] count the text that its targets stand for.
+    """
+    weight = weights.sum()
+    metrics = {
+        "loss": Mean(loss.cross_entropy, weight),
+        "perplexity": Perplexity(loss.cross_entropy, weight),
+        "accuracy": Mean(loss.correct, weight),
+    }
+    for name, count in (("bits_per_byte", "num_bytes"), ("bits_per_char", "num_chars")):
+        if count in batch:
+            total = (batch[count] * batch["example_mask"]).sum()
+            metrics[name] = Mean(
+                loss.cross_entropy / math.log(2), total.astype(jnp.float32)
+            )
+    return metrics

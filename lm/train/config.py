@@ -1,0 +1,117 @@
+"""The root of a run's config, and what it builds."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lm.config import from_config_dict
+from lm.data.pipeline import DataConfig
+from lm.models import MODELS
+from lm.nn.transformer import TransformerConfig
+from lm.sharding import MeshConfig
+from lm.tasks import TASKS
+from lm.train.checkpoint import CheckpointConfig
+from lm.train.optim import OptimConfig
+from lm.types import UserError
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation while training.
+
+    Attributes:
+        batch_size: Rows of an evaluation batch, over all hosts; 0 means the training
+            batch's.
+        max_batches: Where to stop; 0 means the whole split.
+    """
+
+    batch_size: int = 0
+    max_batches: int = 0
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """When an update is skipped, and when the run stops.
+
+    A step whose loss or gradient is not finite is always skipped.
+
+    Attributes:
+        spike_ratio: Also skip a step whose loss exceeds this many times its running
+            mean; 0 turns this off.
+        spike_warmup: Steps before the running mean is trusted.
+        max_skipped: Stop after this many skipped steps in a row.
+    """
+
+    spike_ratio: float = 3.0
+    spike_warmup: int = 50
+    max_skipped: int = 20
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run.
+
+    Attributes:
+        model: A model's config; its `name` chooses the class.
+        task: A task's config, likewise.
+        data: Texts, tokenizer and splits.
+        optim: Optimizer and learning rate.
+        mesh: How devices share the work.
+        eval: Evaluation while training.
+        checkpoint: What is kept.
+        guard: What is done about a NaN or a spike.
+        seed: Of parameters, data order and dropout.
+        batch_size: Rows of an optimizer step, over all hosts.
+        grad_accum_steps: Parts that a batch is computed in, one after the other.
+        num_train_steps: Optimizer steps of the run.
+        warmup_steps: Steps over which the learning rate rises.
+        log_every_steps: Between two lines of metrics.
+        eval_every_steps: Between two evaluations; 0 means at the end only.
+        checkpoint_every_steps: Between two checkpoints; the last step has one.
+    """
+
+    model: TransformerConfig
+    task: Any
+    data: DataConfig
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    seed: int = 0
+    batch_size: int = 32
+    grad_accum_steps: int = 1
+    num_train_steps: int = 1000
+    warmup_steps: int = 100
+    log_every_steps: int = 10
+    eval_every_steps: int = 0
+    checkpoint_every_steps: int = 500
+
+    def __post_init__(self):
+        for name in (
+            "batch_size",
+            "grad_accum_steps",
+            "num_train_steps",
+            "log_every_steps",
+            "checkpoint_every_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1")
+        if self.batch_size % self.grad_accum_steps:
+            raise UserError(
+                f"batch_size {self.batch_size} does not divide by grad_accum_steps "
+                f"{self.grad_accum_steps}"
+            )
+        if self.warmup_steps > self.num_train_steps:
+            raise UserError(
+                f"warmup_steps {self.warmup_steps} exceeds num_train_steps "
+                f"{self.num_train_steps}"
+            )
+
+    @classmethod
+    def of(cls, values: Any) -> "Config":
+        """Returns the dataclass of a ConfigDict or of a `config.json`."""
+        tables = {
+            "model": {name: row[0] for name, row in MODELS.items()},
+            "task": {name: row[0] for name, row in TASKS.items()},
+        }
+        return from_config_dict(cls, values, tables)

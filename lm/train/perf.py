@@ -1,0 +1,95 @@
+"""How much arithmetic a step is, and how much the device could do."""
+
+import functools
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm import tree
+from lm.nn.transformer import TransformerConfig
+from lm.types import Params
+
+# Dense bfloat16 peak of one chip, in FLOP/s, from the vendors' data sheets. The
+# first pattern found in `device_kind`, in lower case, counts.
+PEAK_FLOPS = (
+    (r"tpu v6", 918e12),
+    (r"tpu (v5 ?lite|v5e)", 197e12),
+    (r"tpu v5", 459e12),
+    (r"tpu v4", 275e12),
+    (r"tpu v3", 61.5e12),
+    (r"tpu v2", 22.5e12),
+    (r"b200", 2250e12),
+    (r"h100|h200", 989e12),
+    (r"a100", 312e12),
+    (r"l40s", 362e12),
+    (r"l4", 121e12),
+    (r"t4", 65e12),
+)
+
+
+def step_flops(
+    config: TransformerConfig, params: Params, shapes: Mapping[str, tuple[int, ...]]
+) -> float:
+    """Returns the model's FLOPs of a training step on a batch of these shapes.
+
+    As Chowdhery et al. (2022), https://arxiv.org/abs/2204.02311, appendix B: 6 for
+    each weight of a matmul and each token it meets, and 12 · N · H · T for each token
+    and layer of self-attention (none is saved by a causal mask, none counted for
+    what is recomputed). Cross-attention scores count likewise.
+    """
+    rows, length = shapes["inputs"]
+    tokens = rows * length
+    sources = int(np.prod(shapes.get("encoder_inputs", (0,))))
+    predicted = int(np.prod(shapes.get("masked_positions", (tokens,))))
+
+    def matmul(name: str, leaf: Any) -> float:
+        if name.startswith(("pooler", "type", "embedder/position")):
+            return 0.0
+        if name == "embedder/token/embedding":
+            return 6.0 * leaf.size * predicted * config.tie_embeddings
+        if name.startswith(("head", "transform")):
+            met = predicted
+        elif sources and re.search(r"^encoder|cross_attention/(key|value)", name):
+            met = sources
+        else:
+            met = tokens
+        return 6.0 * leaf.size * met if name.endswith("kernel") else 0.0
+
+    total = sum(jax.tree.leaves(tree.map_with_names(matmul, params)))
+    width = 12.0 * config.num_heads * config.head_size
+    if not sources:
+        return total + width * config.num_layers * tokens * length
+    encoder = getattr(config, "encoder_layers", config.num_layers)
+    decoder = getattr(config, "decoder_layers", config.num_layers)
+    source_length = shapes["encoder_inputs"][1]
+    return total + width * (
+        encoder * sources * source_length + decoder * tokens * (length + source_length)
+    )
+
+
+@functools.cache
+def peak_flops() -> float:
+    """Returns the peak of all devices: from a table, else as measured.
+
+    A device that the table lacks, such as a CPU, is credited with the rate of one
+    large float32 matmul.
+    """
+    device = jax.devices()[0]
+    for pattern, peak in PEAK_FLOPS:
+        if re.search(pattern, device.device_kind.lower()):
+            return peak * jax.device_count()
+    n = 1024
+    x = jax.device_put(jnp.ones((n, n)), device)
+    multiply = jax.jit(jnp.matmul)
+    best = float("inf")
+    for _ in range(8):
+        start = time.perf_counter()
+        multiply(x, x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    # Devices of a CPU are threads of the same cores, so they are not summed.
+    return 2.0 * n**3 / best

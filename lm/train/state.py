@@ -1,0 +1,136 @@
+"""The state of a run: one frozen tree, made in place on its devices."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from lm import sharding
+from lm.types import Array, Params, PyTree
+
+# Every model finds its inputs in these; parameters do not depend on the shape.
+_INPUTS = {
+    "inputs": jax.ShapeDtypeStruct((1, 8), jnp.int32),
+    "encoder_inputs": jax.ShapeDtypeStruct((1, 8), jnp.int32),
+}
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step reads and writes.
+
+    Attributes:
+        step: Scalar, batches read.
+        params: The model's parameters, float32.
+        opt_state: The optimizer's.
+        ema_params: A moving average of `params`, or None.
+        mean_loss: Scalar, running mean of the loss, which a spike is measured by.
+        skipped: Scalar, updates skipped since the start.
+        skipped_in_row: Scalar, updates skipped since the last good one.
+    """
+
+    step: Array
+    params: Params
+    opt_state: PyTree
+    ema_params: Params | None
+    mean_loss: Array
+    skipped: Array
+    skipped_in_row: Array
+
+    def averaged_params(self) -> Params:
+        """Returns the parameters to evaluate: the average where there is one."""
+        return self.params if self.ema_params is None else self.ema_params
+
+
+def abstract_params(model: nn.Module) -> PyTree:
+    """Returns the parameters' shapes, boxed with their logical axes; no memory."""
+    key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
+    return jax.eval_shape(model.init, key, _INPUTS)["params"]
+
+
+def init_params(model: nn.Module, seed: Array) -> Params:
+    """Returns initial parameters, without their boxes."""
+    inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), _INPUTS)
+    return nn.unbox(model.init(jax.random.key(seed), inputs)["params"])
+
+
+def abstract_state(
+    model: nn.Module,
+    make_optimizer: Callable[[Params], optax.GradientTransformation],
+    mesh: Mesh,
+    mesh_config: sharding.MeshConfig,
+    has_ema: bool,
+) -> tuple[TrainState, optax.GradientTransformation]:
+    """Returns the state as shapes with shardings, and the optimizer.
+
+    Leaves of the optimizer's state that have a parameter's name and shape are laid
+    out as that parameter; all others are replicated.
+    """
+    boxed = abstract_params(model)
+    layout = sharding.param_shardings(mesh, mesh_config, boxed)
+    params = jax.tree.map(_placed, nn.unbox(boxed), layout)
+    optimizer = make_optimizer(params)
+    everywhere = sharding.replicated(mesh)
+    opt_state = optax.tree_utils.tree_map_params(
+        optimizer,
+        _like,
+        jax.eval_shape(optimizer.init, params),
+        params,
+        transform_non_params=lambda leaf: _placed(leaf, everywhere),
+    )
+
+    def scalar(dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((), dtype, sharding=everywhere)
+
+    state = TrainState(
+        step=scalar(jnp.int32),
+        params=params,
+        opt_state=opt_state,
+        ema_params=params if has_ema else None,
+        mean_loss=scalar(jnp.float32),
+        skipped=scalar(jnp.int32),
+        skipped_in_row=scalar(jnp.int32),
+    )
+    return state, optimizer
+
+
+def _placed(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+
+def _like(leaf: Any, param: Any) -> jax.ShapeDtypeStruct:
+    """Places a leaf of the optimizer's state; factored moments are replicated."""
+    where = param.sharding
+    if leaf.shape != param.shape:
+        where = sharding.replicated(where.mesh)
+    return _placed(leaf, where)
+
+
+def init_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    abstract: TrainState,
+    seed: int,
+) -> TrainState:
+    """Makes the state, each leaf on the devices where it stays."""
+
+    def init(seed: Array) -> TrainState:
+        params = init_params(model, seed)
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(
+            step=zero,
+            params=params,
+            opt_state=optimizer.init(params),
+            ema_params=None if abstract.ema_params is None else params,
+            mean_loss=jnp.zeros((), jnp.float32),
+            skipped=zero,
+            skipped_in_row=zero,
+        )
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(init, out_shardings=shardings)(seed)

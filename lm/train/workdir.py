@@ -1,0 +1,176 @@
+"""The folder of a run: it explains itself, and every command needs nothing else.
+
+    config.json  versions.json  tokenizer/  checkpoints/  metrics.jsonl  events.…
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from lm import config as config_lib
+from lm import sharding
+from lm.models import build_model
+from lm.tasks import Task, build_task
+from lm.text import tokenizers
+from lm.text.tokenizers import Tokenizer
+from lm.train.checkpoint import Checkpoints
+from lm.train.config import Config
+from lm.train.state import abstract_params
+from lm.types import Params, UserError
+
+PACKAGES = (
+    "lm jax jaxlib flax optax orbax-checkpoint numpy tensorflow-cpu tensorflow "
+    "tensorflow-datasets sentencepiece tokenizers ml-collections clu"
+).split()
+
+# What a resumed run may change: nothing here alters a step that was taken.
+MAY_CHANGE = (
+    "num_train_steps log_every_steps eval_every_steps checkpoint_every_steps "
+    "eval checkpoint mesh guard data.tokenizer data.data_dir data.prefetch"
+).split()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A trained model with all that its use takes."""
+
+    config: Config
+    tokenizer: Tokenizer
+    task: Task
+    model: nn.Module
+    params: Params
+    step: int
+
+
+def prepare(workdir: Path, config: Config) -> Tokenizer:
+    """Makes a workdir, or checks that one was made by the same config.
+
+    Returns the tokenizer, which from then on is the workdir's own copy.
+
+    Raises:
+        UserError: If the folder cannot be written, was made by another config or
+            with another tokenizer, or the tokenizer does not fit the model.
+    """
+    tokenizer = tokenizers.load(Path(config.data.tokenizer))
+    check_vocabulary(config, tokenizer)
+    path = workdir / "config.json"
+    values = json.loads(json.dumps(dataclasses.asdict(config)))
+    if path.exists():
+        check_same(workdir, config_lib.read(path), values)
+        made_with = tokenizers.load(workdir / "tokenizer")
+        if made_with.fingerprint != tokenizer.fingerprint:
+            raise UserError(
+                f"{workdir} was made with another tokenizer than {config.data.tokenizer}"
+                "; choose another --workdir"
+            )
+    if jax.process_index() == 0:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            if not (workdir / "tokenizer").exists():
+                tokenizer.save(workdir / "tokenizer")
+            _write(workdir / "versions.json", versions())
+            _write(path, values)
+        except OSError as error:
+            raise UserError(
+                f"cannot write to the workdir {workdir}: {error.strerror}; choose "
+                "another --workdir"
+            ) from error
+    return tokenizer
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes JSON so that a reader sees the old file or the new one."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
+    """Raises a UserError unless the model has a row for every token."""
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"the tokenizer {config.data.tokenizer} has {tokenizer.vocab_size} tokens "
+            f"but model.vocab_size is {config.model.vocab_size}; set it to at least "
+            f"{tokenizer.vocab_size}"
+        )
+
+
+def check_same(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raises a UserError if two configs differ in what a run may not change."""
+    before, after = _flat(old), _flat(new)
+    for key in sorted(before.keys() | after.keys()):
+        if key in MAY_CHANGE or key.split(".")[0] in MAY_CHANGE:
+            continue
+        if before.get(key) != after.get(key):
+            raise UserError(
+                f"{workdir} was made by another config: {key} is {before.get(key)!r} "
+                f"there and {after.get(key)!r} here; choose another --workdir, or "
+                "restore the value"
+            )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def versions() -> dict[str, Any]:
+    """Returns the versions of all that computes, and the devices."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        **found,
+        "platform": platform.platform(),
+        "device_kind": jax.devices()[0].device_kind,
+        "device_count": jax.device_count(),
+        "process_count": jax.process_count(),
+    }
+
+
+def load_config(workdir: Path) -> Config:
+    """Reads the config of a workdir."""
+    return Config.of(config_lib.read(workdir / "config.json"))
+
+
+def load(workdir: Path, step: int | str = "latest") -> Loaded:
+    """Restores a workdir's model onto all devices, each with a copy.
+
+    Args:
+        workdir: Of a run of `lm.train`.
+        step: A step's number, `latest` or `best`.
+
+    Raises:
+        UserError: If there is no such workdir or checkpoint.
+    """
+    config = load_config(workdir)
+    tokenizer = tokenizers.load(workdir / "tokenizer")
+    check_vocabulary(config, tokenizer)
+    model = build_model(config.model)
+    everywhere = sharding.replicated(sharding.build_mesh(sharding.MeshConfig()))
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+        nn.unbox(abstract_params(model)),
+    )
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
+    averaged = "ema_params" if config.optim.ema_decay else "params"
+    params, found = checkpoints.restore_params(abstract, step, averaged)
+    return Loaded(config, tokenizer, build_task(config.task, tokenizer), model, params, found)
