@@ -1,12 +1,11 @@
 """The folder of a run: it explains itself, and every command needs nothing else.
 
-    config.json  versions.json  tokenizer/  checkpoints/  metrics.jsonl  events.…
+config.json  versions.json  tokenizer/  checkpoints/  metrics.jsonl  events.…
 """
 
 import dataclasses
 import importlib.metadata
 import json
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,15 +27,17 @@ from lm.train.state import abstract_params
 from lm.types import Params, UserError
 
 PACKAGES = (
-    "lm jax jaxlib flax optax orbax-checkpoint numpy tensorflow-cpu tensorflow "
-    "tensorflow-datasets sentencepiece tokenizers ml-collections clu"
-).split()
+    *("lm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"),
+    *("tensorflow-cpu", "tensorflow", "tensorflow-datasets", "sentencepiece"),
+    *("tokenizers", "ml-collections", "clu"),
+)
 
 # What a resumed run may change: nothing here alters a step that was taken.
 MAY_CHANGE = (
-    "num_train_steps log_every_steps eval_every_steps checkpoint_every_steps "
-    "eval checkpoint mesh guard data.tokenizer data.data_dir data.prefetch"
-).split()
+    *("num_train_steps", "log_every_steps", "eval_every_steps"),
+    *("checkpoint_every_steps", "eval", "checkpoint", "mesh", "guard"),
+    *("data.tokenizer", "data.data_dir", "data.prefetch"),
+)
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ def prepare(workdir: Path, config: Config) -> Tokenizer:
         made_with = tokenizers.load(workdir / "tokenizer")
         if made_with.fingerprint != tokenizer.fingerprint:
             raise UserError(
-                f"{workdir} was made with another tokenizer than {config.data.tokenizer}"
-                "; choose another --workdir"
+                f"{workdir} was made with another tokenizer than "
+                f"{config.data.tokenizer}; choose another --workdir"
             )
     if jax.process_index() == 0:
         try:
@@ -91,7 +92,7 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
     """Writes JSON so that a reader sees the old file or the new one."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
@@ -173,4 +174,6 @@ def load(workdir: Path, step: int | str = "latest") -> Loaded:
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
     averaged = "ema_params" if config.optim.ema_decay else "params"
     params, found = checkpoints.restore_params(abstract, step, averaged)
-    return Loaded(config, tokenizer, build_task(config.task, tokenizer), model, params, found)
+    return Loaded(
+        config, tokenizer, build_task(config.task, tokenizer), model, params, found
+    )

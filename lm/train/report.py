@@ -1,0 +1,186 @@
+"""What a run says of itself: a progress bar, JSON lines, TensorBoard."""
+
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lm import metrics as metrics_lib
+from lm.train.evaluation import add
+
+
+class Writer:
+    """Writes scalars to `metrics.jsonl` and to TensorBoard; process 0 only."""
+
+    def __init__(self, workdir: Path, first_step: int):
+        """Opens the files; lines past `first_step` belong to steps undone by a kill."""
+        self._file = self._board = None
+        if jax.process_index() != 0:
+            return
+        path = workdir / "metrics.jsonl"
+        _forget_after(path, first_step)
+        self._file = path.open("a")
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        from clu import metric_writers  # imports TensorFlow, so only when needed
+
+        self._board = metric_writers.AsyncWriter(
+            metric_writers.SummaryWriter(str(workdir))
+        )
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes one line."""
+        if self._file is None or self._board is None:
+            return
+        self._file.write(json.dumps({"step": step, **_finite(values)}) + "\n")
+        self._file.flush()
+        self._board.write_scalars(step, dict(values))
+
+    def close(self) -> None:
+        """Closes the files."""
+        if self._file is not None and self._board is not None:
+            self._file.close()
+            self._board.close()
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN and no infinity: they are null."""
+    return {k: v if math.isfinite(v) else None for k, v in values.items()}
+
+
+def _forget_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError):
+            continue  # the half line of a killed process
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)
+
+
+class Window:
+    """Sums metrics and times between two lines of the log.
+
+    Attributes:
+        step: Steps whose metrics were read.
+    """
+
+    def __init__(
+        self, step: int, tokens_per_step: int, flops_per_step: float, peak: float
+    ):
+        """Starts an empty window."""
+        self.step = step
+        self._tokens, self._flops, self._peak = tokens_per_step, flops_per_step, peak
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums = None
+        self._count = self._untimed = 0
+        self.data_wait = 0.0
+        self._start = time.perf_counter()
+
+    def exclude(self, seconds: float) -> None:
+        """Leaves out time that was not spent on steps."""
+        self._start += seconds
+
+    def restart_clock(self) -> None:
+        """Forgets the time so far, for example a compilation's."""
+        self.data_wait = 0.0
+        self._start = time.perf_counter()
+        self._untimed = self._count
+
+    def read(self, metrics: metrics_lib.Metrics) -> None:
+        """Waits for a step's metrics and adds them."""
+        self._sums = add(self._sums, metrics)
+        self._count += 1
+        self.step += 1
+
+    def flush(self) -> dict[str, float]:
+        """Returns the metrics of the window, and starts the next one."""
+        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        assert self._sums is not None
+        values = {
+            name if "/" in name else f"train/{name}": value
+            for name, value in metrics_lib.compute(self._sums).items()
+        }
+        timed = self._count - self._untimed
+        if timed:
+            rate = timed / elapsed
+            values |= {
+                "perf/steps_per_sec": rate,
+                "perf/tokens_per_sec": rate * self._tokens,
+                "perf/flops_per_sec": rate * self._flops,
+                "perf/mfu": rate * self._flops / self._peak,
+                "perf/data_wait_fraction": self.data_wait / elapsed,
+            }
+        self._reset()
+        return values
+
+
+class Display:
+    """A progress bar on standard error, or plain lines where it is no terminal."""
+
+    def __init__(self, total: int, first_step: int):
+        """Shows a run of `total` steps from `first_step` on."""
+        self._total = total
+        self._bar = None
+        self._quiet = jax.process_index() != 0
+        if sys.stderr.isatty() and not self._quiet:
+            self._bar = Progress(
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task(
+                "", total=total, completed=first_step, text=""
+            )
+            self._bar.start()
+
+    def say(self, line: str) -> None:
+        """Prints a line that stays."""
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        elif not self._quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    def show(self, step: int, values: Mapping[str, Any]) -> None:
+        """Shows training metrics."""
+        text = f"loss {values['train/loss']:.4f}"
+        if "perf/tokens_per_sec" in values:
+            text += f"  {values['perf/tokens_per_sec']:,.0f} tokens/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, text=text)
+        else:
+            self.say(f"step {step}/{self._total}  {text}")
+
+    def close(self) -> None:
+        """Takes the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def summary(step: int, values: Mapping[str, float]) -> str:
+    """Returns evaluation metrics as one line.
+
+    >>> summary(7, {"eval/validation/loss": 1.0})
+    'step 7  eval/validation: loss 1.0000'
+    """
+    sets: dict[str, list[str]] = {}
+    for name, value in values.items():
+        group, _, metric = name.rpartition("/")
+        sets.setdefault(group, []).append(f"{metric} {value:.4f}")
+    return f"step {step}  " + "  ".join(f"{g}: {', '.join(v)}" for g, v in sets.items())
