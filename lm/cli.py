@@ -7,13 +7,18 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NoReturn, TypeVar
+
+from rich.console import Console
+from rich.progress import track
 
 from lm.types import UserError
 
 # Before TensorFlow or XLA load: their INFO and WARNING lines are not for users.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
@@ -68,6 +73,18 @@ def suggest(word: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1)
     return (
         f"; did you mean {near[0]!r}?" if near else f"; choose from: {', '.join(known)}"
+    )
+
+
+def progress(items: Iterable[T], total: int) -> Iterator[T]:
+    """Yields the items with a progress bar on standard error, if it is a terminal."""
+    yield from track(
+        items,
+        "",
+        total,
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
     )
 
 

@@ -60,7 +60,7 @@ class Einsum(nn.Module):
                 ),
                 self.out_shape,
             )
-            y += bias.astype(self.dtype).reshape(-1)
+            y += bias.astype(self.dtype).reshape(1, -1)
         return y.reshape(*leading, *self.out_shape)
 
 

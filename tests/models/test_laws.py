@@ -1,0 +1,278 @@
+"""Laws that every model keeps, whatever its options."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm import tree
+from lm.models import MODELS, build_model
+from lm.nn.losses import cross_entropy
+from lm.nn.transformer import stack_layers, unstack_layers
+from lm.types import UserError
+
+B, T, V = 2, 24, 40
+
+SMALL = {
+    "vocab_size": V,
+    "emb_dim": 16,
+    "num_layers": 3,
+    "num_heads": 4,
+    "max_len": 64,
+    "dropout_rate": 0.0,
+    "attention_dropout_rate": 0.0,
+}
+
+# Each option of the stack, in models that keep all laws with it.
+OPTIONS = [
+    *(
+        {"position_encoding": p}
+        for p in ("learned", "sinusoidal", "rotary", "relative")
+    ),
+    {"norm": "layer", "use_bias": True},
+    {"norm": "rms", "norm_position": "post"},
+    *(
+        {"activation": a}
+        for a in ("gelu", "gelu_tanh", "relu", "silu", "swiglu", "geglu")
+    ),
+    {"num_kv_heads": 2, "qk_norm": True},
+    {"num_kv_heads": 1, "head_dim": 6},
+    {"tie_embeddings": False, "logit_softcap": 5.0},
+    {"window": 5, "attention_softcap": 2.0},
+    {"mlp_dim": 24, "init_stddev": 0.2},
+]
+NAMES = [f"{name}-{options}" for name in MODELS for options in OPTIONS]
+
+
+def make(name, **options):
+    config = MODELS[name][0](**SMALL | options)
+    model = build_model(config)
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), make_batch())["params"])
+    # Not at initialisation, where biases are zero and norms have no effect.
+    noise = iter(jax.random.split(jax.random.key(1), 100))
+    params = jax.tree.map(
+        lambda p: p + 0.1 * jax.random.normal(next(noise), p.shape), params
+    )
+    return model, params
+
+
+def make_batch(length=T, rows=B):
+    ids = jax.random.randint(jax.random.key(2), (2, rows, length), 0, V)
+    return {"inputs": ids[0], "encoder_inputs": ids[1]}
+
+
+def logits(model, params, batch, **options):
+    apply = jax.jit(
+        lambda p, b: model.apply({"params": p}, b, **options).logits.dense()
+    )
+    return apply(params, batch)
+
+
+def gradients(model, params, batch):
+    def loss(params):
+        out = model.apply({"params": params}, batch).logits
+        return cross_entropy(out, batch["inputs"], jnp.ones((B, T))).objective
+
+    return jax.jit(jax.grad(loss))(params)
+
+
+def assert_close(a, b, atol=2e-4):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+
+
+@pytest.mark.parametrize("name", ["gpt", "t5"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_cached_decoding_is_the_full_forward(name, options):
+    model, params = make(name, **options)
+    batch = make_batch()
+    full = logits(model, params, batch)
+    lengths = jnp.array([3, 7])
+    prompt = {
+        "inputs": batch["inputs"][:, :8],
+        "segment_ids": (jnp.arange(8)[None] < lengths[:, None]).astype(jnp.int32),
+        "encoder_inputs": batch["encoder_inputs"],
+        "encoder_segment_ids": jnp.ones((B, T), jnp.int32),
+    }
+    variables = {"params": params}
+    prefill = jax.jit(lambda p: model.apply(variables, p, T, method="prefill"))
+    step = jax.jit(lambda *a: model.apply(variables, *a, method="step"))
+    out, cache = prefill(prompt)
+    for i in range(6):
+        positions = lengths + i
+        expected = jnp.take_along_axis(full, positions[:, None, None] - 1, axis=1)[:, 0]
+        np.testing.assert_allclose(out, expected, atol=2e-4)
+        tokens = jnp.take_along_axis(batch["inputs"], positions[:, None], axis=1)[:, 0]
+        out, cache = step(tokens, positions, cache)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_causality_by_gradient(options):
+    model, params = make("gpt", **options)
+    batch = make_batch(rows=1)
+    table = params["embedder"]["token"]["embedding"]
+    frozen = jax.tree.map(jax.lax.stop_gradient, params)
+
+    def states(offset):
+        """Final states as a function of an offset to each token's embedding."""
+        # One row of the table a token, so that offsets are a token's own.
+        rows = table[batch["inputs"][0]] + offset
+        mine = frozen | {
+            "embedder": frozen["embedder"] | {"token": {"embedding": rows}}
+        }
+        ids = {"inputs": jnp.arange(T)[None]}
+        return model.apply({"params": mine}, ids).hidden[0].sum(axis=-1)
+
+    jacobian = jax.jit(jax.jacrev(states))(jnp.zeros((T, SMALL["emb_dim"])))
+    influence = jnp.abs(jacobian).sum(axis=-1)
+    assert not np.triu(influence, k=1).any()
+    window = options.get("window") or T
+    reach = 1 + SMALL["num_layers"] * (window - 1)
+    near = np.tril(np.ones((T, T), bool)) & ~np.tril(np.ones((T, T), bool), -window)
+    assert (np.asarray(influence)[near] > 0).all()
+    assert not np.asarray(influence)[np.tril(np.ones((T, T), bool), -reach)].any()
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_packed_documents_are_as_if_alone(name, options):
+    model, params = make(name, **options)
+    batch = make_batch()
+    cut = 10
+    numbers = (jnp.arange(T) >= cut).astype(jnp.int32)
+    segments = jnp.broadcast_to(numbers[None] + 1, (B, T))
+    positions = jnp.broadcast_to((jnp.arange(T) - cut * numbers)[None], (B, T))
+    extra = {"segment_ids": segments, "positions": positions}
+    packed = batch | extra | {f"encoder_{k}": v for k, v in extra.items()}
+    both = logits(model, params, packed)
+    for part in (slice(0, cut), slice(cut, T)):
+        alone = {k: v[:, part] for k, v in batch.items()}
+        np.testing.assert_allclose(
+            both[:, part], logits(model, params, alone), atol=2e-4
+        )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_scan_is_loop(name):
+    scanned, params = make(name)
+    looped = build_model(dataclasses.replace(scanned.config, scan_layers=False))
+    loose = unstack_layers(params)
+    batch = make_batch()
+    assert_close(logits(scanned, params, batch), logits(looped, loose, batch))
+    assert_close(
+        gradients(scanned, params, batch), stack_layers(gradients(looped, loose, batch))
+    )
+    abstract = jax.eval_shape(looped.init, jax.random.key(0), batch)["params"]
+    assert tree.names(nn.unbox(abstract)) == tree.names(loose)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots", "dots_no_batch"])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("scan", [True, False])
+def test_remat_is_none(name, remat, scan):
+    plain, params = make(name, scan_layers=scan)
+    model = build_model(dataclasses.replace(plain.config, remat=remat))
+    batch = make_batch()
+    assert_close(gradients(plain, params, batch), gradients(model, params, batch))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bfloat16_is_near_float32_and_parameters_stay_float32(name):
+    model, params = make(name)
+    half = build_model(dataclasses.replace(model.config, dtype="bfloat16"))
+    batch = make_batch()
+    a, b = logits(model, params, batch), logits(half, params, batch)
+    assert b.dtype == jnp.float32
+    assert float(jnp.abs(a - b).mean()) < 0.1 * float(a.std())
+    abstract = jax.eval_shape(half.init, jax.random.key(0), batch)
+    assert {leaf.dtype for leaf in jax.tree.leaves(abstract)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_dropout_is_off_unless_asked_for(name):
+    model, params = make(name, dropout_rate=0.3, attention_dropout_rate=0.3)
+    batch = make_batch()
+    plain, plain_params = make(name)
+    assert tree.names(params) == tree.names(plain_params)
+    assert_close(logits(model, params, batch), logits(plain, params, batch))
+
+    def dropped(seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        return logits(model, params, batch, deterministic=False, rngs=rngs)
+
+    assert float(jnp.abs(dropped(0) - dropped(1)).max()) > 1e-2
+    assert_close(dropped(0), dropped(0), atol=0)
+
+
+def test_prefix_sees_both_ways_and_the_rest_does_not():
+    model, params = make("gpt")
+    batch = make_batch()
+    prefix = jnp.broadcast_to(jnp.arange(T)[None] < 6, (B, T))
+    out = logits(model, params, batch | {"prefix_mask": prefix})
+    changed = batch["inputs"].at[:, 5].add(1) % V
+    other = logits(model, params, {"inputs": changed, "prefix_mask": prefix})
+    assert (np.abs(out - other).max(axis=-1)[:, :5] > 1e-4).all()
+    changed = batch["inputs"].at[:, 12].add(1) % V
+    other = logits(model, params, {"inputs": changed, "prefix_mask": prefix})
+    np.testing.assert_allclose(out[:, :12], other[:, :12], atol=1e-6)
+
+
+def test_bert_predicts_at_the_masked_positions():
+    model, params = make("bert")
+    batch = make_batch()
+    places = jnp.array([[3, 0, 7], [1, 1, 20]])
+    some = logits(model, params, batch | {"masked_positions": places})
+    every = logits(model, params, batch)
+    np.testing.assert_allclose(
+        some, jnp.take_along_axis(every, places[:, :, None], axis=1), atol=1e-5
+    )
+
+
+def test_bert_tells_types_apart_and_pools_the_first_token():
+    model, params = make("bert")
+    batch = make_batch()
+    types = jnp.ones_like(batch["inputs"])
+    a, b = (
+        logits(model, params, batch),
+        logits(model, params, batch | {"type_ids": types}),
+    )
+    assert float(jnp.abs(a - b).max()) > 1e-2
+    out = model.apply({"params": params}, batch)
+    dense = params["pooler"]
+    expected = jnp.tanh(out.hidden[:, 0] @ dense["kernel"] + dense["bias"][None])
+    np.testing.assert_allclose(out.pooled, expected, atol=1e-5)
+
+
+def test_t5_layers_may_differ():
+    model, params = make("t5", num_encoder_layers=1, num_decoder_layers=2)
+    kernel = ("attention", "query", "kernel")
+    for side, layers in (("encoder", 1), ("decoder", 2)):
+        leaf = params[side]["layers"]
+        for key in kernel:
+            leaf = leaf[key]
+        assert leaf.shape[0] == layers
+
+
+def test_learned_positions_matter():
+    for options in OPTIONS[:4]:
+        model, params = make("bert", **options)
+        batch = {"inputs": jnp.ones((1, 6), jnp.int32).at[0, 0].set(2)}
+        hidden = model.apply({"params": params}, batch).hidden[0]
+        assert float(jnp.abs(hidden[3] - hidden[4]).max()) > 1e-3, options
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"activation": "gelu_exact"}, "did you mean 'gelu_tanh'"),
+        ({"num_heads": 3}, "emb_dim 16 does not divide"),
+        ({"num_kv_heads": 3}, "num_heads 4 does not divide"),
+        ({"head_dim": 5}, "even head_dim"),
+        ({"num_layers": 0}, "num_layers must be at least 1"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(UserError, match=message):
+        MODELS["gpt"][0](**SMALL | options)

@@ -1,0 +1,60 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm.nn.positions import relative_bucket, rotate, sinusoidal
+
+
+def test_rotary_products_depend_on_the_distance_only():
+    query, key = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 16))
+
+    def product(t, s):
+        at = [jnp.array([[p]]) for p in (t, s)]
+        return float((rotate(query, at[0]) * rotate(key, at[1])).sum())
+
+    np.testing.assert_allclose(product(3, 1), product(103, 101), rtol=1e-4)
+    assert abs(product(3, 1) - product(4, 1)) > 1e-3
+
+
+def test_rotary_keeps_lengths_and_leaves_position_zero():
+    x = jax.random.normal(jax.random.key(0), (1, 5, 2, 8))
+    y = rotate(x, jnp.arange(5)[None])
+    np.testing.assert_allclose(
+        jnp.linalg.norm(x, axis=-1), jnp.linalg.norm(y, axis=-1), rtol=1e-5
+    )
+    np.testing.assert_allclose(x[:, 0], y[:, 0], rtol=1e-6)
+
+
+def test_sinusoids_of_the_paper():
+    codes = np.asarray(sinusoidal(jnp.arange(50)[None], 8))[0]
+    for p in range(50):
+        for i in range(4):
+            angle = p / 10_000 ** (2 * i / 8)
+            np.testing.assert_allclose(codes[p, i], np.sin(angle), atol=1e-4)
+            np.testing.assert_allclose(codes[p, 4 + i], np.cos(angle), atol=1e-4)
+
+
+def t5_bucket(distance, bidirectional, num_buckets, max_distance):
+    """Mesh TensorFlow's `_relative_position_bucket`, in scalars."""
+    bucket, n = 0, -distance
+    if bidirectional:
+        num_buckets //= 2
+        bucket += num_buckets if n < 0 else 0
+        n = abs(n)
+    else:
+        n = max(n, 0)
+    exact = num_buckets // 2
+    if n < exact:
+        return bucket + n
+    ratio = np.log(np.float32(n) / exact) / np.log(max_distance / exact)
+    return bucket + min(exact + int(ratio * (num_buckets - exact)), num_buckets - 1)
+
+
+def test_relative_buckets_are_t5s():
+    distances = np.arange(-300, 300)
+    for both in (True, False):
+        ours = relative_bucket(
+            jnp.asarray(distances), bidirectional=both, num_buckets=32, max_distance=128
+        )
+        theirs = [t5_bucket(int(d), both, 32, 128) for d in distances]
+        np.testing.assert_array_equal(ours, theirs)
