@@ -341,7 +341,7 @@ def _whole_pieces(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the table of pieces [m, 4] and what each takes [m, C]."""
     sizes = np.asarray(sizes, np.int64)
-    sizes = sizes.reshape(len(sizes), -1)
+    sizes = sizes.reshape(-1, len(limit))
     if pieces is None and sizes.shape[1] == 1:
         pieces = cut(sizes[:, 0], int(limit[0]))
         sizes = (pieces[:, 2] - pieces[:, 1]).astype(np.int64)[:, None]
