@@ -8,8 +8,8 @@ Axes: m pieces, k kinds (different sizes), C capacities.
 
 import numpy as np
 
-# Rows that stay open while packing: more fill hardly better and cost more.
-_MAX_OPEN = 1024
+# Different rows that stay open while packing: more fill hardly better and cost more.
+MAX_OPEN = 1 << 13
 
 # A number of equal rows, and which kinds of piece each holds, as (kind, how many).
 _Bins = tuple[int, tuple[tuple[int, int], ...]]
@@ -59,37 +59,63 @@ def _plan(kinds: np.ndarray, counts: np.ndarray, limit: np.ndarray) -> list[_Bin
     Returns:
         The rows; equal ones together.
     """
-    closed: list[_Bins] = []
-    open_bins: list[_Bins] = []
-    room = np.zeros((0, len(limit)), np.int64)
+    rows = _OpenRows(limit)
     share = kinds / limit
     for kind in np.lexsort((-share.sum(axis=1), -share.max(axis=1))).tolist():
         size, left = kinds[kind], int(counts[kind])
         needs = size > 0
         while left:
-            fits = np.flatnonzero((room >= size).all(axis=1))
-            if len(fits):
-                best = int(fits[(room[fits] / limit).sum(axis=1).argmin()])
-                number, content = open_bins.pop(best)
-                space, room = room[best], np.delete(room, best, axis=0)
-            else:
-                number, content, space = left, (), limit
-            each = min(left, int((space[needs] // size[needs]).min()))
+            number, content, room = rows.take(size) or (left, (), limit)
+            each = min(left, int((room[needs] // size[needs]).min()))
             full = min(number, left // each)
             left -= full * each
-            split = [(full, each)]
+            rows.put(full, (*content, (kind, each)), room - size * each)
             if full < number and left:
-                split.append((1, left))
+                rows.put(1, (*content, (kind, left)), room - size * left)
                 number, left = number - 1, 0
             if content and full < number:
-                split.append((number - full, 0))
-            for part, held in split:
-                added = ((kind, held),) if held else ()
-                open_bins.append((part, content + added))
-                room = np.concatenate([room, [space - size * held]])
-        if len(open_bins) > _MAX_OPEN:
-            fullest = (room / limit).sum(axis=1).argsort(kind="stable")
-            closed += [open_bins[i] for i in fullest[: _MAX_OPEN // 2]]
-            kept = fullest[_MAX_OPEN // 2 :]
-            open_bins, room = [open_bins[i] for i in kept], room[kept]
-    return closed + open_bins
+                rows.put(number - full, content, room)
+    return rows.closed + rows.bins
+
+
+class _OpenRows:
+    """Rows that may take more, and the room in them."""
+
+    def __init__(self, limit: np.ndarray):
+        self.bins: list[_Bins] = []
+        self.closed: list[_Bins] = []
+        self._limit = limit
+        self._room = np.zeros((len(limit), MAX_OPEN), np.int64)
+        self._slack = np.zeros(MAX_OPEN)
+
+    def take(self, size: np.ndarray) -> tuple[int, tuple, np.ndarray] | None:
+        """Takes out the rows that hold `size` and have the least room, if any do."""
+        number = len(self.bins)
+        if not number:
+            return None
+        fits = (self._room[:, :number] >= size[:, None]).all(axis=0)
+        slack = np.where(fits, self._slack[:number], np.inf)
+        best = int(slack.argmin())
+        if np.isinf(slack[best]):
+            return None
+        taken = (*self.bins[best], self._room[:, best].copy())
+        last = self.bins.pop()
+        if best < len(self.bins):
+            self.bins[best] = last
+            self._room[:, best] = self._room[:, number - 1]
+            self._slack[best] = self._slack[number - 1]
+        return taken
+
+    def put(self, number: int, content: tuple, room: np.ndarray) -> None:
+        """Adds rows; where there are too many, closes the fuller half."""
+        if len(self.bins) == MAX_OPEN:
+            order = self._slack.argsort(kind="stable")
+            full, kept = order[: MAX_OPEN // 2], order[MAX_OPEN // 2 :]
+            self.closed += [self.bins[i] for i in full]
+            self.bins = [self.bins[i] for i in kept]
+            self._room[:, : len(kept)] = self._room[:, kept]
+            self._slack[: len(kept)] = self._slack[kept]
+        at = len(self.bins)
+        self.bins.append((number, content))
+        self._room[:, at] = room
+        self._slack[at] = (room / self._limit).sum()

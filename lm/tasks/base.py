@@ -8,10 +8,15 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from lm.data.packing import Piece, Rows
+from lm.data.packing import BucketRows, ConcatRows, FitRows, Piece, Rows
 from lm.metrics import Mean, Metrics, Perplexity
 from lm.nn.losses import TokenLoss
+from lm.text.tokenizers import Tokenizer
 from lm.types import Array, Batch, Params
+
+# How documents fill rows of training: end to end and cut at the row's end; whole,
+# several to a row; or one to a row, padded to a power of two.
+PACKINGS = ("concat", "fit", "bucket")
 
 # The pieces of one row: where each comes from, and the document's columns, of which
 # `tokens` is cut to the piece.
@@ -60,6 +65,32 @@ class Task(Protocol):
         microbatches are summed. Without `rng` dropout is off.
         """
         ...
+
+
+def encode_marked(
+    tokenizer: Tokenizer, examples: Sequence[Mapping[str, Any]]
+) -> list[dict[str, np.ndarray]]:
+    """Encodes each text between the marks of its beginning and end, if there are any.
+
+    A text of no tokens is dropped.
+    """
+    bos = [tokenizer.bos_id] if tokenizer.bos_id >= 0 else []
+    eos = [tokenizer.eos_id] if tokenizer.eos_id >= 0 else []
+    texts = tokenizer.encode_batch([example["text"] for example in examples])
+    return [
+        {"tokens": np.concatenate([bos, ids, eos]).astype(np.int32)} if len(ids) else {}
+        for ids in texts
+    ]
+
+
+def training_rows(sizes: np.ndarray, length: int, packing: str, seed: int) -> Rows:
+    """Lays documents of these sizes [n] into rows of `length`; see `PACKINGS`."""
+    if packing == "fit":
+        return FitRows(sizes, (length,), seed)
+    if packing == "bucket":
+        sides = [n for n in (2**i for i in range(4, 31)) if n < length]
+        return BucketRows(sizes, (*sides, length))
+    return ConcatRows(sizes, length, seed)
 
 
 def apply(model: nn.Module, params: Params, batch: Batch, rng: Array | None) -> Any:

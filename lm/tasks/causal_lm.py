@@ -11,10 +11,18 @@ import flax.linen as nn
 import numpy as np
 
 from lm.config import check_choice
-from lm.data.packing import BucketRows, ConcatRows, FitRows, Rows, WindowRows
+from lm.data.packing import Rows, WindowRows, join
 from lm.metrics import Metrics
 from lm.nn.losses import cross_entropy
-from lm.tasks.base import Pieces, apply, token_metrics, token_weights
+from lm.tasks.base import (
+    PACKINGS,
+    Pieces,
+    apply,
+    encode_marked,
+    token_metrics,
+    token_weights,
+    training_rows,
+)
 from lm.text.tokenizers import Tokenizer
 from lm.types import Array, Batch, Params, UserError
 
@@ -25,9 +33,8 @@ class Config:
 
     Attributes:
         length: T, tokens of a row.
-        packing: How documents fill training rows: `concat` (end to end, cut at the
-            row's end), `fit` (whole, several to a row) or `bucket` (one to a row,
-            padded to a power of two).
+        packing: How documents fill training rows: `concat`, `fit` or `bucket`; see
+            `lm.tasks.base.PACKINGS`.
         stride: New tokens of each evaluation window; the `length - stride` before
             them are context. 0 means `length`, windows without overlap.
         prefix_lm: Whether a random prefix of each document is visible in both
@@ -43,7 +50,7 @@ class Config:
     z_loss: float = 0.0
 
     def __post_init__(self):
-        check_choice("task.packing", self.packing, ("concat", "fit", "bucket"))
+        check_choice("task.packing", self.packing, PACKINGS)
         if self.length < 2:
             raise UserError("task.length must be at least 2")
         if not 0 <= self.stride <= self.length:
@@ -62,17 +69,8 @@ class CausalLM:
     def encode(
         self, examples: Sequence[Mapping[str, Any]]
     ) -> list[dict[str, np.ndarray]]:
-        """Encodes each text between the marks of its beginning and end."""
-        tokenizer = self.tokenizer
-        bos = [tokenizer.bos_id] if tokenizer.bos_id >= 0 else []
-        eos = [tokenizer.eos_id] if tokenizer.eos_id >= 0 else []
-        texts = tokenizer.encode_batch([example["text"] for example in examples])
-        return [
-            {"tokens": np.concatenate([bos, ids, eos]).astype(np.int32)}
-            if len(ids)
-            else {}
-            for ids in texts
-        ]
+        """Encodes each text between its marks."""
+        return encode_marked(self.tokenizer, examples)
 
     def rows(self, lengths: Mapping[str, np.ndarray], train: bool, seed: int) -> Rows:
         """Lays out the documents' targets."""
@@ -80,44 +78,40 @@ class CausalLM:
         sizes = lengths["tokens"] - 1
         if not train:
             return WindowRows(sizes, config.length, config.stride or config.length)
-        if config.packing == "fit":
-            return FitRows(sizes[:, None], (config.length,), seed)
-        if config.packing == "bucket":
-            sides = [n for n in (2**i for i in range(4, 31)) if n < config.length]
-            return BucketRows(sizes, (*sides, config.length))
-        return ConcatRows(sizes, config.length, seed)
+        return training_rows(sizes, config.length, config.packing, seed)
 
     def features(
         self, pieces: Pieces, capacity: tuple[int, ...], rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
         """Makes a row; `targets` are `inputs` shifted by one."""
         (length,) = capacity
-        row = {
-            name: np.zeros(length, np.int32)
-            for name in ("inputs", "targets", "segment_ids", "positions")
-        }
-        row["inputs"] += max(self.tokenizer.pad_id, 0)
-        row["loss_mask"] = np.zeros(length, np.float32)
-        if self.config.prefix_lm:
-            row["prefix_mask"] = np.zeros(length, bool)
-        at = 0
-        for number, (piece, columns) in enumerate(pieces, 1):
-            tokens = columns["tokens"]
-            size = len(tokens) - 1
-            span = slice(at, at + size)
-            row["inputs"][span] = tokens[:-1]
-            row["targets"][span] = tokens[1:]
-            row["segment_ids"][span] = number
-            row["positions"][span] = np.arange(size)
-            row["loss_mask"][at + piece.score_from - piece.start : at + size] = 1
+        tokens = [columns["tokens"] for _, columns in pieces]
+        pad_id = max(self.tokenizer.pad_id, 0)
+        inputs, segment_ids, positions = join([t[:-1] for t in tokens], length, pad_id)
+        targets, _, _ = join([t[1:] for t in tokens], length, pad_id)
+        loss_mask = (segment_ids > 0).astype(np.float32)
+        prefix_mask = np.zeros(length, bool)
+        begin = 0
+        for piece, _ in pieces:
+            loss_mask[begin : begin + piece.score_from - piece.start] = 0
+            size = piece.stop - piece.start
             if self.config.prefix_lm:
                 prefix = int(rng.integers(0, size))
-                row["prefix_mask"][at : at + prefix] = True
-                # A token of the prefix sees its own target, but the last does not.
-                row["loss_mask"][at : at + max(prefix - 1, 0)] = 0
-            at += size
+                prefix_mask[begin : begin + prefix] = True
+                # All tokens of the prefix but its last see their own target.
+                loss_mask[begin : begin + max(prefix - 1, 0)] = 0
+            begin += size
+        row = {
+            "inputs": inputs,
+            "targets": targets,
+            "segment_ids": segment_ids,
+            "positions": positions,
+            "loss_mask": loss_mask,
+        }
+        if self.config.prefix_lm:
+            row["prefix_mask"] = prefix_mask
         if self.tokenizer.lossless:
-            scored = row["targets"][row["loss_mask"] > 0]
+            scored = targets[loss_mask > 0]
             row["num_bytes"] = self.tokenizer.num_bytes[scored].sum(dtype=np.int32)
             row["num_chars"] = self.tokenizer.num_chars[scored].sum(dtype=np.int32)
         return row

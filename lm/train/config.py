@@ -101,6 +101,12 @@ class Config:
                 f"batch_size {self.batch_size} does not divide by grad_accum_steps "
                 f"{self.grad_accum_steps}"
             )
+        longest = max(self.task.length, getattr(self.task, "targets_length", 0))
+        if longest > self.model.max_len:
+            raise UserError(
+                f"task.length {longest} exceeds model.max_len {self.model.max_len}; "
+                "lower one or raise the other"
+            )
         if self.warmup_steps > self.num_train_steps:
             raise UserError(
                 f"warmup_steps {self.warmup_steps} exceeds num_train_steps "

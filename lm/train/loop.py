@@ -189,6 +189,7 @@ def _loop(
         ends = is_last or stopped
         evaluates = is_last or _due(step, config.eval_every_steps)
         saves = ends or _due(step, config.checkpoint_every_steps)
+        saves |= evaluates and config.checkpoint.keep_best > 0
         if pending is not None and (ends or evaluates or saves):
             read(pending)
             pending = None

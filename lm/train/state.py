@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from lm import sharding
+from lm import sharding, tree
 from lm.types import Array, Params, PyTree
 
 # Every model finds its inputs in these; parameters do not depend on the shape.
@@ -76,13 +76,7 @@ def abstract_state(
     params = jax.tree.map(_placed, nn.unbox(boxed), layout)
     optimizer = make_optimizer(params)
     everywhere = sharding.replicated(mesh)
-    opt_state = optax.tree_utils.tree_map_params(
-        optimizer,
-        _like,
-        jax.eval_shape(optimizer.init, params),
-        params,
-        transform_non_params=lambda leaf: _placed(leaf, everywhere),
-    )
+    opt_state = _place_like(params, jax.eval_shape(optimizer.init, params), everywhere)
 
     def scalar(dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((), dtype, sharding=everywhere)
@@ -103,12 +97,18 @@ def _placed(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
 
-def _like(leaf: Any, param: Any) -> jax.ShapeDtypeStruct:
-    """Places a leaf of the optimizer's state; factored moments are replicated."""
-    where = param.sharding
-    if leaf.shape != param.shape:
-        where = sharding.replicated(where.mesh)
-    return _placed(leaf, where)
+def _place_like(params: PyTree, opt_state: PyTree, otherwise: Any) -> PyTree:
+    """Places leaves of `opt_state` whose names end as a parameter's, of its shape."""
+    placed = dict(zip(jax.tree.leaves(tree.names(params)), jax.tree.leaves(params)))
+
+    def place(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
+        keys = name.split("/")
+        tails = ("/".join(keys[i:]) for i in range(len(keys)))
+        like = next((placed[tail] for tail in tails if tail in placed), leaf)
+        same = like.shape == leaf.shape and like is not leaf
+        return _placed(leaf, like.sharding if same else otherwise)
+
+    return tree.map_with_names(place, opt_state)
 
 
 def init_state(

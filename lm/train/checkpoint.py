@@ -1,0 +1,308 @@
+"""Checkpoints: written by Orbax in the background, checked when they are read.
+
+A checkpoint is the state, the position in the data, the metrics of an evaluation and
+a checksum of every leaf. It gets its name when it is complete. One that is half
+written or damaged is named, set aside and passed over for the one before it; it is
+never deleted.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
+
+from lm import tree
+from lm.config import check_choice
+from lm.train.state import TrainState
+from lm.types import Array, Params, PyTree, UserError
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Which checkpoints are kept.
+
+    Attributes:
+        keep_last: The newest ones, at least 1.
+        keep_best: The best ones by `best_metric`; a checkpoint is then written at
+            every evaluation.
+        best_metric: An evaluation's metric, for example `eval/validation/loss`.
+        best_mode: Whether `min` or `max` is best.
+    """
+
+    keep_last: int = 2
+    keep_best: int = 1
+    best_metric: str = "eval/validation/loss"
+    best_mode: str = "min"
+
+    def __post_init__(self):
+        check_choice("checkpoint.best_mode", self.best_mode, ("min", "max"))
+        if self.keep_last < 1:
+            raise UserError("checkpoint.keep_last must be at least 1")
+        if self.keep_best < 0:
+            raise UserError("checkpoint.keep_best must not be negative")
+
+
+class Checkpoints:
+    """The checkpoints of a workdir; each is a folder named after its step."""
+
+    def __init__(self, folder: Path, config: CheckpointConfig):
+        """Opens the folder, which need not exist yet."""
+        # They log tracebacks of what is caught, and said in one line, here.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        self._folder = folder.resolve()
+        self._config = config
+        self._saved: int | None = None
+        kept: list[policies.PreservationPolicy] = [policies.LatestN(config.keep_last)]
+        if config.keep_best:
+            kept.append(
+                policies.BestN(
+                    get_metric_fn=self._score,
+                    n=config.keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            item_names=("state", "meta"),
+            options=ocp.CheckpointManagerOptions(
+                create=False,
+                best_fn=self._score,  # without it Orbax writes no metrics
+                preservation_policy=policies.AnyPreservationPolicy(kept),
+            ),
+        )
+
+    def _score(self, metrics: Mapping[str, float]) -> float:
+        """Returns a number that is highest for the best checkpoint."""
+        name = self._config.best_metric
+        if name not in metrics:
+            raise UserError(
+                f"checkpoint.best_metric {name!r} is none of {', '.join(metrics)}"
+            )
+        return metrics[name] * (1 if self._config.best_mode == "max" else -1)
+
+    def steps(self) -> list[int]:
+        """Returns the steps of all complete checkpoints, in rising order."""
+        return sorted(self._manager.all_steps(read=True))
+
+    def latest_step(self) -> int | None:
+        """Returns the newest step, or None; waits for one that is being written."""
+        self.wait()
+        return max(self.steps(), default=None)
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        position: Mapping[str, Any],
+        metrics: Mapping[str, float],
+    ) -> None:
+        """Writes a checkpoint; returns once the state may change.
+
+        Args:
+            step: Its name.
+            state: All of it is kept.
+            position: JSON values from which the data go on.
+            metrics: Of an evaluation at this step, or none.
+        """
+        if metrics:
+            self._score(metrics)  # a wrong name ends the run before it is written
+        self.wait()
+        meta = {"position": dict(position), "checksums": checksums(state)}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta)
+            ),
+            metrics=dict(metrics) or None,
+            force=True,
+        )
+        self._saved = step
+
+    def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """Restores the newest sound checkpoint, each leaf as `abstract` places it.
+
+        The devices need not be those, nor as many as those, that wrote it.
+
+        Returns:
+            The state and the position, or None if there is no checkpoint.
+
+        Raises:
+            UserError: If there are checkpoints and none is sound.
+        """
+        for path in sorted(self._folder.glob("*.orbax-checkpoint-tmp*")):
+            self._set_aside(path, "it is half written")
+        found = self.steps()
+        for step in reversed(found):
+            try:
+                state, meta = self._read(step, abstract)
+                return state, meta["position"]
+            except _DamagedError as error:
+                self._set_aside(self._folder / str(step), str(error))
+        if found:
+            raise UserError(
+                f"none of the checkpoints in {self._folder} is sound; bring one back "
+                "from a copy, or choose another --workdir"
+            )
+        return None
+
+    def restore_params(
+        self, abstract: Params, step: int | str, name: str
+    ) -> tuple[Params, int]:
+        """Restores parameters alone, and changes nothing on disk.
+
+        Args:
+            abstract: Their shapes and where they go.
+            step: A step's number, `latest` or `best`.
+            name: The field of the state that they are, `params` or `ema_params`.
+
+        Returns:
+            The parameters and their step.
+
+        Raises:
+            UserError: If there is no such checkpoint, or it is damaged. For `latest`,
+                a damaged one is passed over for the one before it.
+        """
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"no checkpoint in {self._folder}; train it with lm.train")
+        chosen = steps[::-1] if step == "latest" else [self._find(step, steps)]
+        trouble = ""
+        for number in chosen:
+            try:
+                state, _ = self._read(number, {name: abstract}, partial=True)
+                return state[name], number
+            except _DamagedError as error:
+                trouble = f"checkpoint {self._folder / str(number)} is damaged: {error}"
+                _say(trouble)
+        raise UserError(f"{trouble}; choose another --step")
+
+    def _find(self, step: int | str, steps: Sequence[int]) -> int:
+        if step == "best":
+            scores = {
+                number: self._score(metrics)
+                for number in steps
+                if (metrics := self._manager.metrics(number))
+            }
+            if not scores:
+                raise UserError(
+                    f"no checkpoint in {self._folder} was evaluated, so none is best; "
+                    "use --step=latest"
+                )
+            return max(scores, key=lambda number: scores[number])
+        if not str(step).isdigit() or int(step) not in steps:
+            raise UserError(
+                f"no checkpoint of step {step!r} in {self._folder}; there are "
+                f"{', '.join(map(str, steps))}, latest and best"
+            )
+        return int(step)
+
+    def _read(
+        self, step: int, abstract: PyTree, partial: bool = False
+    ) -> tuple[PyTree, dict[str, Any]]:
+        """Reads and checks a checkpoint, or the part of its state in `abstract`."""
+        restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
+        parts = ocp.args.Composite(
+            state=ocp.args.PyTreeRestore(
+                abstract, restore_args=restore_args, partial_restore=partial
+            ),
+            meta=ocp.args.JsonRestore(),
+        )
+        try:
+            self._check_sizes(step)
+            read = self._manager.restore(step, args=parts)
+            expected = read.meta["checksums"]
+        except _DamagedError:
+            raise
+        # Whatever Orbax, TensorStore and JSON make of a file that is not as written.
+        except Exception as error:
+            line = " ".join(str(error).split())[:160]
+            raise _DamagedError(f"{type(error).__name__}: {line}") from error
+        for name, checksum in checksums(read.state).items():
+            if checksum != expected.get(name):
+                raise _DamagedError(f"{name} has another checksum")
+        return read.state, read.meta
+
+    def _set_aside(self, path: Path, why: str) -> None:
+        """Renames what cannot be used, so that its step can be written again."""
+        kept = path.with_name(f"damaged-{path.name}")
+        number = 1
+        while kept.exists():
+            number += 1
+            kept = path.with_name(f"damaged-{path.name}-{number}")
+        _say(f"checkpoint {path} is passed over: {why}; kept as {kept.name}")
+        if jax.process_index() == 0:
+            path.rename(kept)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"set aside {path.name}")
+        self._manager.reload()
+
+    def _check_sizes(self, step: int) -> None:
+        """Raises if a file is shorter than written, which TensorStore says at length.
+
+        A run killed just after a checkpoint leaves it without `files.json`.
+        """
+        path = self._folder / str(step) / "files.json"
+        sizes = json.loads(path.read_text()) if path.exists() else {}
+        for name, size in sizes.items():
+            file = path.parent / name
+            if not file.exists() or file.stat().st_size != size:
+                raise _DamagedError(f"{name} is missing or not as long as written")
+
+    def wait(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        if self._saved is None or jax.process_index() != 0:
+            return
+        folder = self._folder / str(self._saved)
+        sizes = {
+            str(path.relative_to(folder)): path.stat().st_size
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        (folder / "files.json").write_text(json.dumps(sizes))
+        self._saved = None
+
+    def close(self) -> None:
+        """Waits, and ends the background threads."""
+        self.wait()
+        self._manager.close()
+
+
+class _DamagedError(Exception):
+    """A checkpoint is not as it was written."""
+
+
+def checksums(state: PyTree) -> dict[str, int]:
+    """Returns the sum, modulo 2³², of the bits of each leaf, by the leaf's name.
+
+    It does not depend on how a leaf is laid over devices.
+    """
+
+    @jax.jit
+    def add(leaves: PyTree) -> PyTree:
+        return jax.tree.map(_sum_of_bits, leaves)
+
+    sums = jax.device_get(add(state))
+    named = zip(jax.tree.leaves(tree.names(sums)), jax.tree.leaves(sums))
+    return {name: int(total) for name, total in named}
+
+
+def _sum_of_bits(x: Array) -> Array:
+    kind = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32)
+    return bits.sum(dtype=jnp.uint32)
+
+
+def _say(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, file=sys.stderr, flush=True)

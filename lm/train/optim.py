@@ -1,0 +1,245 @@
+"""The optimizer and its learning rate, from Optax; parameters chosen by regex.
+
+A scanned stack keeps all its layers in one leaf. Optimizers that look at a whole
+parameter (Adafactor, LAMB, Muon) see each layer of it alone, so that training does
+not depend on `model.scan_layers`.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lm import tree
+from lm.config import check_choice
+from lm.types import Array, Params, PyTree, UserError
+
+OPTIMIZERS = ("adamw", "lion", "adafactor", "muon", "lamb", "sgd")
+SCHEDULES = ("cosine", "linear", "rsqrt", "wsd", "constant")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How parameters are updated.
+
+    Attributes:
+        name: `adamw` (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101),
+            `lion` (Chen et al. 2023, https://arxiv.org/abs/2302.06675), `adafactor`
+            (Shazeer & Stern 2018, https://arxiv.org/abs/1804.04235), `muon` (Jordan
+            2024, scaled as in Liu et al. 2025, https://arxiv.org/abs/2502.16982),
+            `lamb` (You et al. 2020, https://arxiv.org/abs/1904.00962) or `sgd`.
+        learning_rate: At its peak, after the warm-up.
+        schedule: What follows the warm-up: `cosine` or `linear` to the end, `rsqrt`
+            (1 / √step), `wsd` (constant, then linear; Hu et al. 2024,
+            https://arxiv.org/abs/2404.06395) or `constant`.
+        final_fraction: Where `cosine`, `linear` and `wsd` end, relative to the peak.
+        decay_fraction: The last share of the steps, in which `wsd` falls.
+        b1: Decay of the first moment; momentum of `muon` and `sgd`.
+        b2: Decay of the second moment.
+        eps: Added to the root of the second moment.
+        weight_decay: Decoupled from the gradient, times the learning rate.
+        decay: Regexes of the parameters that weight decay acts on.
+        freeze: Regexes of the parameters that stay as they are.
+        lr_scales: `regex=factor` pairs; the first that matches a parameter multiplies
+            its learning rate.
+        grad_clip_norm: If positive, longer gradients are cut to this norm.
+        ema_decay: If positive, an average of the parameters with this decay is kept,
+            evaluated and used.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    final_fraction: float = 0.1
+    decay_fraction: float = 0.2
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    decay: tuple[str, ...] = (r"(kernel|embedding)$",)
+    freeze: tuple[str, ...] = ()
+    lr_scales: tuple[str, ...] = ()
+    grad_clip_norm: float = 1.0
+    ema_decay: float = 0.0
+
+    def __post_init__(self):
+        check_choice("optim.name", self.name, OPTIMIZERS)
+        check_choice("optim.schedule", self.schedule, SCHEDULES)
+        for name in ("b1", "b2", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"optim.{name} must be at least 0 and less than 1")
+        for name in ("final_fraction", "decay_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"optim.{name} must be from 0 to 1")
+        for name in ("learning_rate", "eps", "weight_decay", "grad_clip_norm"):
+            if getattr(self, name) < 0:
+                raise UserError(f"optim.{name} must not be negative")
+        parse_scales(self.lr_scales)
+
+
+def parse_scales(pairs: tuple[str, ...]) -> list[tuple[str, float]]:
+    """Splits `regex=factor` pairs.
+
+    >>> parse_scales(("embedder/.*=0.1",))
+    [('embedder/.*', 0.1)]
+    """
+    parsed = []
+    for pair in pairs:
+        regex, _, factor = pair.rpartition("=")
+        try:
+            parsed.append((regex, float(factor)))
+        except ValueError:
+            regex = ""
+        if not regex:
+            raise UserError(f"optim.lr_scales: {pair!r} is not 'regex=factor'")
+    return parsed
+
+
+def make_schedule(
+    config: OptimConfig, num_train_steps: int, warmup_steps: int
+) -> optax.Schedule:
+    """Returns the learning rate as a function of the number of updates before.
+
+    It rises linearly over `warmup_steps` and is at the peak in the last of them.
+    """
+
+    def schedule(count: Array) -> Array:
+        count = jnp.asarray(count, jnp.float32)
+        rise = jnp.minimum((count + 1) / max(warmup_steps, 1), 1)
+        after = max(num_train_steps - warmup_steps, 1)
+        progress = jnp.clip((count - warmup_steps) / after, 0, 1)
+        end = config.final_fraction
+        match config.schedule:
+            case "cosine":
+                shape = end + (1 - end) * (1 + jnp.cos(jnp.pi * progress)) / 2
+            case "linear":
+                shape = 1 + (end - 1) * progress
+            case "rsqrt":
+                first = max(warmup_steps, 1)
+                shape = jnp.sqrt(first / jnp.maximum(count + 1, first))
+            case "wsd":
+                share = max(config.decay_fraction, 1e-9)
+                shape = 1 + (end - 1) * jnp.clip((progress - 1 + share) / share, 0, 1)
+            case _:
+                shape = 1.0
+        return config.learning_rate * rise * shape
+
+    return schedule
+
+
+def make_optimizer(
+    config: OptimConfig, schedule: optax.Schedule, params: Params
+) -> optax.GradientTransformation:
+    """Returns the optimizer of these parameters (shapes are enough).
+
+    Raises:
+        UserError: If a regex is invalid or matches no parameter.
+    """
+    decays = _by_name(params, [(r, True) for r in config.decay], False, "optim.decay")
+    decay = optax.add_decayed_weights(config.weight_decay, decays)
+    parts = [optax.clip_by_global_norm(config.grad_clip_norm or jnp.inf)]
+    match config.name:
+        case "adamw":
+            parts += [optax.scale_by_adam(config.b1, config.b2, config.eps), decay]
+        case "lion":
+            parts += [optax.scale_by_lion(config.b1, config.b2), decay]
+        case "sgd":
+            parts += [optax.trace(config.b1), decay]
+        case "adafactor":
+            scale = optax.chain(
+                optax.scale_by_factored_rms(),
+                optax.clip_by_block_rms(1.0),
+                optax.scale_by_param_block_rms(),
+            )
+            parts += [_per_layer(scale, params), decay]
+        case "lamb":
+            parts += [optax.scale_by_adam(config.b1, config.b2, config.eps), decay]
+            parts.append(_per_layer(optax.scale_by_trust_ratio(), params))
+        case "muon":
+            parts += [_muon(config), decay]
+    if config.lr_scales:
+        rules = parse_scales(config.lr_scales)
+        factors = _by_name(params, rules, 1.0, "optim.lr_scales")
+        parts.append(
+            optax.stateless(
+                lambda updates, _: jax.tree.map(jnp.multiply, updates, factors(updates))
+            )
+        )
+    optimizer = optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+    if not config.freeze:
+        return optimizer
+    rules = [(regex, "frozen") for regex in config.freeze]
+    labels = _by_name(params, rules, "trained", "optim.freeze")
+    return optax.partition(
+        {"trained": optimizer, "frozen": optax.set_to_zero()}, labels
+    )
+
+
+def _by_name(
+    params: Params, rules: list[tuple[str, Any]], default: Any, what: str
+) -> Callable[[PyTree], PyTree]:
+    """Returns a function from a tree, some leaves perhaps masked, to chosen values."""
+    chosen = tree.first_match(params, rules, default, what)
+    values = dict(zip(jax.tree.leaves(tree.names(params)), jax.tree.leaves(chosen)))
+    return lambda masked: tree.map_with_names(lambda name, _: values[name], masked)
+
+
+def _per_layer(
+    transform: optax.GradientTransformation, params: Params
+) -> optax.GradientTransformation:
+    """Applies `transform` to each layer of a stacked parameter alone."""
+
+    def init(stacked: Params) -> PyTree:
+        return jax.vmap(transform.init)(stacked)
+
+    def update(updates: PyTree, state: PyTree, stacked: Params) -> tuple:
+        return jax.vmap(transform.update)(updates, state, stacked)
+
+    # Stacks of different depth (T5's) cannot share a vmap.
+    def stacks(masked: PyTree) -> PyTree:
+        return tree.map_with_names(lambda name, _: _stack_of(name), masked)
+
+    each = optax.GradientTransformation(init, update)
+    return optax.partition(
+        {s: each if s else transform for s in jax.tree.leaves(stacks(params))}, stacks
+    )
+
+
+def _stack_of(name: str) -> str:
+    """Returns the path of the scanned stack that a parameter is of, or "".
+
+    >>> _stack_of("decoder/layers/mlp/wi/kernel"), _stack_of("decoder/layers_0/scale")
+    ('decoder/layers', '')
+    """
+    match = re.match(r"(.*/)?layers(?=/)", name)
+    return match.group() if match else ""
+
+
+def _muon(config: OptimConfig) -> optax.GradientTransformation:
+    """Muon for the stacks' kernels, Adam for all else; steps of Adam's size."""
+
+    def dimensions(name: str, _: Array) -> Any:
+        """Which axes of a kernel go in and which come out; others are layers."""
+        if "layers" not in name or not name.endswith("kernel"):
+            return None
+        if re.search(r"(query|key|value)/kernel$", name):
+            return optax.contrib.MuonDimensionNumbers(-3, (-2, -1))
+        if name.endswith("out/kernel"):
+            return optax.contrib.MuonDimensionNumbers((-3, -2), -1)
+        return optax.contrib.MuonDimensionNumbers(-2, -1)
+
+    return optax.contrib.muon(
+        learning_rate=-1.0,  # the sign and the schedule come after
+        beta=config.b1,
+        eps=config.eps,
+        adam_b1=config.b1,
+        adam_b2=config.b2,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=lambda params: tree.map_with_names(
+            dimensions, params
+        ),
+    )
