@@ -1,10 +1,24 @@
-"""A small modern decoder on the King James Bible, in minutes on a CPU.
+"""A small modern decoder on the King James Bible."""
 
-Model: Radford et al. (2019), with rotary positions, RMSNorm and a squared scale of
-one minute: 4 layers x 128.
+from lm.config import to_config_dict
+from lm.data.pipeline import DataConfig
+from lm.models import gpt
+from lm.tasks import causal_lm
+from lm.train.config import Config
+from lm.train.optim import OptimConfig
 
-    python -m tools.fetch_data kjv
-    python -m tools.train_tokenizer --source=tfds:kjv --vocab-size=2048 \\
-        --output=data/tokenizers/kjv
-    python -m lm.train --config=configs/gpt_tiny.py --workdir=runs/gpt_tiny
-"""
+
+def get_config():
+    return to_config_dict(
+        Config(
+            model=gpt.Config(vocab_size=2048, emb_dim=128, num_layers=4, num_heads=4),
+            task=causal_lm.Config(length=128),
+            data=DataConfig(sources=("tfds:kjv",), tokenizer="data/tokenizers/kjv"),
+            optim=OptimConfig(learning_rate=3e-3),
+            batch_size=32,
+            num_train_steps=600,
+            warmup_steps=50,
+            eval_every_steps=0,
+            checkpoint_every_steps=200,
+        )
+    )

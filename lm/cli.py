@@ -17,6 +17,8 @@ from lm.types import UserError
 
 # Before TensorFlow or XLA load: their INFO and WARNING lines are not for users.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# TensorFlow only reads data here, and announces oneDNN whatever the log level.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 T = TypeVar("T")
 

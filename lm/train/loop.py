@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,15 @@ class Run:
     eval_step: Callable[[Params, Batch], metrics_lib.Metrics]
 
 
-def build(config: Config, tokenizer: Tokenizer) -> Run:
-    """Builds a run; parameters exist as shapes only.
+def build(
+    config: Config, tokenizer: Tokenizer, devices: Sequence[jax.Device] | None = None
+) -> Run:
+    """Builds a run on `devices` (default: all); parameters exist as shapes only.
 
     Raises:
         UserError: If a batch does not divide over the devices.
     """
-    mesh = sharding.build_mesh(config.mesh)
+    mesh = sharding.build_mesh(config.mesh, devices)
     check_batches(config, mesh)
     model = build_model(config.model)
     task = build_task(config.task, tokenizer)

@@ -47,7 +47,7 @@ def make_train_step(
         total, weight = metrics["loss"]
         weight = jnp.maximum(weight, 1)
         grads = jax.tree.map(lambda g: g / weight, grads)
-        loss, grad_norm = total / weight, optax.global_norm(grads)
+        loss, grad_norm = total / weight, optax.tree.norm(grads)
         good = (
             jnp.isfinite(loss) & jnp.isfinite(grad_norm) & ~_spikes(config, state, loss)
         )
@@ -68,8 +68,8 @@ def make_train_step(
         one = jnp.ones(())
         metrics = dict(metrics) | {
             "optim/grad_norm": Mean(grad_norm, one),
-            "optim/update_norm": Mean(optax.global_norm(updates), one),
-            "optim/param_norm": Mean(optax.global_norm(params), one),
+            "optim/update_norm": Mean(optax.tree.norm(updates), one),
+            "optim/param_norm": Mean(optax.tree.norm(params), one),
             "optim/learning_rate": Mean(schedule(state.step - state.skipped), one),
             "optim/skipped": Mean(state.skipped + bad, one),
             "optim/skipped_in_row": Mean((state.skipped_in_row + 1) * bad, one),
