@@ -28,9 +28,24 @@ def corpus(tmp_path_factory):
     """A folder with texts and two tokenizers."""
     folder = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(0)
-    words = "in the beginning was word and light made day night earth void".split()
+    words = [
+        "in",
+        "the",
+        "beginning",
+        "was",
+        "word",
+        "and",
+        "light",
+        "made",
+        "day",
+        "night",
+        "earth",
+        "void",
+    ]
     for split, number in (("train", 200), ("validation", 23)):
-        lines = (" ".join(rng.choice(words, rng.integers(2, 15))) for _ in range(number))
+        lines = (
+            " ".join(rng.choice(words, rng.integers(2, 15))) for _ in range(number)
+        )
         text = "".join(json.dumps({"text": line}) + "\n" for line in lines)
         (folder / f"{split}.jsonl").write_text(text)
     tokenizers.train("bytes", []).save(folder / "bytes")

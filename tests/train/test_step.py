@@ -19,7 +19,6 @@ from lm.train.loop import _pipeline, build
 from lm.train.optim import OptimConfig
 from lm.types import UserError
 
-
 ONE = tuple(jax.devices()[:1])
 
 
