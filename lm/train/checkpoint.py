@@ -6,10 +6,12 @@ written or damaged is named, set aside and passed over for the one before it; it
 never deleted.
 """
 
+import gc
 import json
 import logging
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,10 +115,14 @@ class Checkpoints:
             state: All of it is kept.
             position: JSON values from which the data go on.
             metrics: Of an evaluation at this step, or none.
+
+        Raises:
+            UserError: If there is no space for it, or the last one was not written.
         """
         if metrics:
             self._score(metrics)  # a wrong name ends the run before it is written
         self.wait()
+        self._check_space(state)
         meta = {"position": dict(position), "checksums": checksums(state)}
         self._manager.save(
             step,
@@ -127,6 +133,21 @@ class Checkpoints:
             force=True,
         )
         self._saved = step
+
+    def _check_space(self, state: TrainState) -> None:
+        needed = sum(
+            shard.data.nbytes
+            for leaf in jax.tree.leaves(state)
+            for shard in leaf.addressable_shards
+            if shard.replica_id == 0
+        )
+        free = shutil.disk_usage(self._folder.parent).free
+        if free < needed:
+            raise UserError(
+                f"no space for a checkpoint of {needed / 1e6:,.0f} MB in "
+                f"{self._folder}, where {free / 1e6:,.0f} MB are free; free some, and "
+                "the same command goes on from the checkpoint before"
+            )
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """Restores the newest sound checkpoint, each leaf as `abstract` places it.
@@ -217,16 +238,11 @@ class Checkpoints:
             ),
             meta=ocp.args.JsonRestore(),
         )
-        try:
-            self._check_sizes(step)
-            read = self._manager.restore(step, args=parts)
-            expected = read.meta["checksums"]
-        except _DamagedError:
-            raise
-        # Whatever Orbax, TensorStore and JSON make of a file that is not as written.
-        except Exception as error:
-            line = " ".join(str(error).split())[:160]
-            raise _DamagedError(f"{type(error).__name__}: {line}") from error
+        self._check_sizes(step)
+        read, trouble = _attempt(lambda: self._manager.restore(step, args=parts))
+        if read is None:
+            raise _DamagedError(trouble)
+        expected = read.meta.get("checksums", {})
         for name, checksum in checksums(read.state).items():
             if checksum != expected.get(name):
                 raise _DamagedError(f"{name} has another checksum")
@@ -252,30 +268,62 @@ class Checkpoints:
         A run killed just after a checkpoint leaves it without `files.json`.
         """
         path = self._folder / str(step) / "files.json"
-        sizes = json.loads(path.read_text()) if path.exists() else {}
+        if not path.exists():
+            return
+        try:
+            sizes = json.loads(path.read_text())
+        except ValueError:
+            raise _DamagedError("files.json is not JSON") from None
         for name, size in sizes.items():
             file = path.parent / name
             if not file.exists() or file.stat().st_size != size:
                 raise _DamagedError(f"{name} is missing or not as long as written")
 
     def wait(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
-        if self._saved is None or jax.process_index() != 0:
+        """Waits until everything is on disk.
+
+        Raises:
+            UserError: If the last checkpoint could not be written.
+        """
+        step, self._saved = self._saved, None
+        _, trouble = _attempt(self._manager.wait_until_finished)
+        if trouble:
+            cure = "free some space" if "No space left" in trouble else "mend that"
+            raise UserError(
+                f"cannot write the checkpoint of step {step} to {self._folder}; "
+                f"{cure}, and the same command goes on from the one before ({trouble})"
+            )
+        if step is None or jax.process_index() != 0:
             return
-        folder = self._folder / str(self._saved)
+        folder = self._folder / str(step)
         sizes = {
             str(path.relative_to(folder)): path.stat().st_size
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         }
         (folder / "files.json").write_text(json.dumps(sizes))
-        self._saved = None
 
     def close(self) -> None:
         """Waits, and ends the background threads."""
         self.wait()
         self._manager.close()
+
+
+def _attempt(call: Callable[[], Any]) -> tuple[Any, str]:
+    """Calls Orbax; returns the result and "", or None and what it raised as a line.
+
+    TensorStore leaves coroutines behind, whose end Python prints as tracebacks: they
+    are ended here, unheard.
+    """
+    try:
+        return call(), ""
+    except Exception as error:
+        trouble = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    gc.collect()
+    sys.unraisablehook = hook
+    space = "No space left on device"
+    return None, space if space in trouble else trouble[:160]
 
 
 class _DamagedError(Exception):

@@ -1,7 +1,6 @@
 """What a run says of itself: a progress bar, JSON lines, TensorBoard."""
 
 import json
-import logging
 import math
 import sys
 import time
@@ -28,7 +27,6 @@ class Writer:
         path = workdir / "metrics.jsonl"
         _forget_after(path, first_step)
         self._file = path.open("a")
-        logging.getLogger("absl").setLevel(logging.ERROR)
         from clu import metric_writers  # imports TensorFlow, so only when needed
 
         self._board = metric_writers.AsyncWriter(

@@ -10,14 +10,14 @@ from lm.text import tokenizers
 from lm.train.config import Config
 from lm.train.optim import OptimConfig
 
-SMALL = {"vocab_size": 270, "emb_dim": 16, "num_layers": 2, "num_heads": 2}
+SMALL = {"vocab_size": 280, "emb_dim": 16, "num_layers": 2, "num_heads": 2}
 SMALL |= {"max_len": 32, "dropout_rate": 0.1, "attention_dropout_rate": 0.1}
 
 KINDS = {
     "gpt": (gpt.Config(**SMALL), causal_lm.Config(length=32)),
     "bert": (bert.Config(**SMALL), masked_lm.Config(length=32)),
     "t5": (
-        t5.Config(**SMALL | {"vocab_size": 280}),
+        t5.Config(**SMALL),
         span_corruption.Config(length=32, targets_length=16),
     ),
 }

@@ -1,0 +1,303 @@
+"""Tokenizers whose model is that of Hugging Face's `tokenizers`."""
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers as hf
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from lm.text.tokenizer import MARKS, Tokenizer, find_marks, mark_names, piece_bytes
+from lm.types import UserError
+
+# Pre-tokenizers that cut text without changing it.
+_CUTS = ("ByteLevel", "Split", "Digits")
+# The parts of a `tokenizer.json` that decide what text becomes.
+_DECIDING = ("added_tokens", "normalizer", "pre_tokenizer", "model", "decoder")
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """Whatever a `tokenizer.json` describes; marks are never read from text.
+
+    In WordPiece, `num_bytes` and `num_chars` count a token as it is written, less the
+    "##"; spaces between words count nowhere.
+    """
+
+    def __init__(self, tokenizer: hf.Tokenizer, config: Mapping[str, Any]):
+        """Takes a tokenizer over.
+
+        Args:
+            tokenizer: Its truncation, padding and adding of marks are switched off.
+            config: Of a `tokenizer_config.json`, may name marks.
+        """
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
+        self._tokenizer = tokenizer
+        spec = json.loads(tokenizer.to_str())
+        model = spec["model"]
+        ids = tokenizer.get_vocab(with_added_tokens=True)
+        # A foreign vocabulary may have holes: ids that no text encodes to.
+        tokens = [""] * (max(ids.values()) + 1)
+        for token, id in ids.items():
+            tokens[id] = token
+        added = {token["id"]: token for token in spec["added_tokens"]}
+        special_ids = {id for id, token in enumerate(tokens) if not token}
+        special_ids |= {id for id, token in added.items() if token["special"]}
+        marks = find_marks({tokens[i]: i for i in special_ids}, config)
+        self._is_byte_level = (spec["decoder"] or {}).get("type") == "ByteLevel"
+        self._is_word_piece = model["type"] == "WordPiece"
+        if marks.unk < 0 and not self._is_byte_level:
+            unk_id = ids.get(model.get("unk_token"), model.get("unk_id"))
+            marks = marks._replace(unk=-1 if unk_id is None else unk_id)
+        kind = {
+            "BPE": "byte_bpe" if self._is_byte_level else "bpe",
+            "WordPiece": "wordpiece",
+            "Unigram": "unigram",
+            "WordLevel": "words",
+        }[model["type"]]
+        super().__init__(
+            kind,
+            tokens,
+            [
+                token.encode()
+                if i in added
+                else self._piece(token, bool(model.get("byte_fallback")))
+                for i, token in enumerate(tokens)
+            ],
+            [*special_ids, *([marks.unk] if marks.unk >= 0 else [])],
+            marks,
+            lossless=self._is_byte_level and _is_lossless(spec, ids),
+        )
+
+    def _piece(self, token: str, has_bytes: bool) -> bytes:
+        """Returns the UTF-8 that a token stands for."""
+        if self._is_byte_level:
+            table = byte_of_char()
+            if all(char in table for char in token):
+                return bytes(table[char] for char in token)
+        if self._is_word_piece:
+            return token.removeprefix("##").encode()
+        return piece_bytes(token, has_bytes)
+
+    @functools.cached_property
+    def starts_word(self) -> np.ndarray:
+        """See `Tokenizer.starts_word`; in WordPiece, whether it lacks the "##"."""
+        if not self._is_word_piece:
+            return super().starts_word
+        starts = np.array([not token.startswith("##") for token in self._tokens])
+        return starts & ~self.is_special
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """See `Tokenizer.decode`; spaces between words are the file's decoder's."""
+        if self._is_byte_level:
+            return super().decode(ids)
+        tokens = [
+            "\ufffd" if i == self.unk_id else self._tokens[i]
+            for i in self._known(ids)
+            if i == self.unk_id or not self.is_special[i]
+        ]
+        decoder = self._tokenizer.decoder
+        return decoder.decode(tokens) if decoder else " ".join(tokens)
+
+    def token(self, id: int) -> str:
+        """See `Tokenizer.token`; what is readable of a byte-level token is read."""
+        if self._is_byte_level:
+            text = self._pieces[id].decode(errors="replace").replace(" ", "\u2581")
+            if text and text.isprintable() and "\ufffd" not in text:
+                return text
+        return super().token(id)
+
+    def _encode(self, texts: list[str]) -> list[np.ndarray]:
+        found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, np.int32) for encoding in found]
+
+    def _mapping(self) -> Any:
+        spec = json.loads(self._tokenizer.to_str())
+        return [spec[key] for key in _DECIDING]
+
+    def _files(self) -> dict[str, bytes]:
+        return {"tokenizer.json": self._tokenizer.to_str(pretty=True).encode()}
+
+
+def _is_lossless(spec: Mapping[str, Any], ids: Mapping[str, int]) -> bool:
+    """Returns whether a byte-level model gives every text back."""
+    cuts = spec["pre_tokenizer"] or {}
+    cuts = cuts.get("pretokenizers", [cuts])
+    return (
+        spec["normalizer"] is None
+        and not spec["model"]["dropout"]
+        and all(char in ids for char in byte_of_char())
+        and all(
+            cut["type"] in _CUTS
+            and not cut.get("add_prefix_space")
+            and cut.get("behavior") != "Removed"
+            for cut in cuts
+        )
+        and any(cut["type"] == "ByteLevel" for cut in cuts)
+        and not any(
+            token["lstrip"] or token["rstrip"]
+            for token in spec["added_tokens"]
+            if not token["special"]
+        )
+    )
+
+
+@functools.cache
+def byte_of_char() -> dict[str, int]:
+    """Returns the byte behind each character of a byte-level vocabulary.
+
+    Printable Latin-1 stands for itself, the other bytes for U+0100 and on, in order;
+    `bytes_to_unicode` of https://github.com/openai/gpt-2, `src/encoder.py`.
+
+    >>> byte_of_char()["A"], byte_of_char()["Ġ"]
+    (65, 32)
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {
+        chr(256 + n): b for n, b in enumerate(others)
+    }
+
+
+def open_json(file: Path, config: Mapping[str, Any]) -> Tokenizer:
+    """Opens a `tokenizer.json`."""
+    return HuggingFaceTokenizer(hf.Tokenizer.from_file(str(file)), config)
+
+
+def open_wordpiece(vocab: Path, config: Mapping[str, Any]) -> Tokenizer:
+    """Opens BERT's vocabulary; see `lm.text.tokenizers.load`."""
+    words = vocab.read_text(encoding="utf-8").split("\n")
+    names = [name for name in mark_names(0, style=1) if name in words]
+    if "[UNK]" not in names:
+        raise UserError(f"{vocab} has no [UNK]; it is not a vocabulary of WordPiece")
+    has_capitals = any(w != w.lower() for w in words if not w.startswith("["))
+    tokenizer = _wordpiece(config.get("do_lower_case", not has_capitals))
+    tokenizer.model = models.WordPiece.from_file(str(vocab), unk_token="[UNK]")
+    tokenizer.add_special_tokens(names)
+    return HuggingFaceTokenizer(tokenizer, config)
+
+
+def open_byte_bpe(vocab: Path, merges: Path, config: Mapping[str, Any]) -> Tokenizer:
+    """Opens GPT-2's or RoBERTa's vocabulary."""
+    for file, other in ((vocab, merges), (merges, vocab)):
+        if not file.is_file():
+            raise UserError(f"{other} is of no use without {file.name} beside it")
+    tokenizer = _byte_bpe()
+    tokenizer.model = models.BPE.from_file(str(vocab), str(merges))
+    ids = tokenizer.get_vocab()
+    names = {name for names in MARKS.values() for name in names if name in ids}
+    tokenizer.add_special_tokens(sorted(names))
+    return HuggingFaceTokenizer(tokenizer, config)
+
+
+def _wordpiece(lowercase: bool) -> hf.Tokenizer:
+    """Returns BERT's tokenizer without a vocabulary."""
+    tokenizer = hf.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def _byte_bpe() -> hf.Tokenizer:
+    """Returns GPT-2's tokenizer without a vocabulary."""
+    tokenizer = hf.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def train(
+    kind: str,
+    sentences: list[str],
+    vocab_size: int,
+    *,
+    num_sentinels: int,
+    normalization: str,
+    character_coverage: float,
+    split_digits: bool,
+) -> Tokenizer:
+    """Trains wordpiece or byte_bpe; see `lm.text.tokenizers.train`."""
+    is_wordpiece = kind == "wordpiece"
+    names = mark_names(num_sentinels, style=int(is_wordpiece))
+    lowercase = normalization == "nfkc_cf"
+    tokenizer = _wordpiece(lowercase) if is_wordpiece else _byte_bpe()
+    steps = [] if normalization == "identity" else [normalizers.NFKC()]
+    if is_wordpiece:
+        steps += [tokenizer.normalizer]
+    elif lowercase:
+        steps += [normalizers.Lowercase()]
+    if steps:
+        tokenizer.normalizer = normalizers.Sequence(steps)
+    if split_digits:
+        cuts = [pre_tokenizers.Digits(individual_digits=True), tokenizer.pre_tokenizer]
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+    if is_wordpiece:
+        _train_wordpiece(tokenizer, sentences, vocab_size, names, character_coverage)
+    else:
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=names,
+            initial_alphabet=list(byte_of_char()),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(sentences, trainer)
+    size = tokenizer.get_vocab_size()
+    if size != vocab_size:
+        fault, cure = ("low", "more") if size > vocab_size else ("high", "less")
+        raise UserError(
+            f"vocab_size {vocab_size} is too {fault} for {kind} of this text; set it "
+            f"to {size} or {cure}"
+        )
+    return HuggingFaceTokenizer(tokenizer, {})
+
+
+def _train_wordpiece(
+    tokenizer: hf.Tokenizer,
+    sentences: list[str],
+    vocab_size: int,
+    names: list[str],
+    coverage: float,
+) -> None:
+    """Gives the tokenizer a vocabulary."""
+    alphabet = _alphabet(map(tokenizer.normalizer.normalize_str, sentences), coverage)
+
+    def fit(size: int, first: list[str]) -> dict[str, int]:
+        scratch = hf.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        scratch.normalizer = tokenizer.normalizer
+        scratch.pre_tokenizer = tokenizer.pre_tokenizer
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=size,
+            special_tokens=names + first,
+            initial_alphabet=alphabet,
+            limit_alphabet=len(alphabet),
+            show_progress=False,
+        )
+        scratch.train_from_iterator(sentences, trainer)
+        return scratch.get_vocab()
+
+    # The trainer numbers "##" characters in the order of a hash table, and breaks ties
+    # by these numbers: we ask which there are, and give them numbers of our own.
+    inner = sorted(token for token in fit(0, []) if token.startswith("##"))
+    vocab = fit(vocab_size, inner)
+    tokenizer.model = models.WordPiece(vocab, unk_token="[UNK]")
+    tokenizer.add_special_tokens(names)
+
+
+def _alphabet(texts: Iterable[str], coverage: float) -> list[str]:
+    """Returns the commonest characters that make up this share of the texts.
+
+    >>> _alphabet(["a rose is", "a rose"], 0.5)
+    ['s', 'a', 'e']
+    """
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update("".join(text.split()))
+    common = sorted(counts, key=lambda char: (-counts[char], char))
+    covered = np.cumsum([counts[char] for char in common])
+    return common[: np.searchsorted(covered, coverage * covered[-1]) + 1]

@@ -1,0 +1,215 @@
+"""Opening tokenizers, ours and others', and training them.
+
+| kind | what does it | file |
+|---|---|---|
+| unigram, bpe, chars | `lm.text.sentencepiece_tokenizer` | `tokenizer.model` |
+| wordpiece, byte_bpe | `lm.text.huggingface_tokenizer` | `tokenizer.json` |
+| bytes | `lm.text.tokenizer` | `tokenizer_config.json` alone |
+"""
+
+import json
+import random
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lm.config import check_choice
+from lm.text import huggingface_tokenizer, sentencepiece_tokenizer
+from lm.text.sentencepiece_tokenizer import SentencePieceTokenizer
+from lm.text.tokenizer import CONFIG, ByteTokenizer, Tokenizer
+from lm.types import UserError
+
+KINDS = ("unigram", "bpe", "chars", "wordpiece", "byte_bpe", "bytes")
+NORMALIZATIONS = ("identity", "nfkc", "nfkc_cf")
+_PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+_CURE = "train one with python -m tools.train_tokenizer"
+
+
+def load(path: Path) -> Tokenizer:
+    """Opens a tokenizer.
+
+    Args:
+        path: A folder or a file. One of `Tokenizer.save`, or a foreign
+            `tokenizer.json`, `*.model` (SentencePiece), `vocab.txt` (WordPiece), or
+            `vocab.json` with `merges.txt` (byte-level BPE; OpenAI named them
+            `encoder.json` and `vocab.bpe`); a folder is searched in this order. A
+            `tokenizer_config.json` beside it may name marks, and say `do_lower_case`
+            of a `vocab.txt`, which otherwise is so if no token has a capital.
+
+    Raises:
+        UserError: If there is none, or it is broken.
+    """
+    path = Path(path)
+    file = _find(path) if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"no tokenizer at {path}; {_CURE}")
+    config_file = file.with_name(CONFIG)
+    try:
+        config = json.loads(config_file.read_text()) if config_file.exists() else {}
+        return _open(file, config)
+    except UserError:
+        raise
+    # The libraries raise plain exceptions about anything that they cannot read.
+    except Exception as error:
+        line = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"tokenizer {file} cannot be read: {line}; {_CURE}") from error
+
+
+def _find(folder: Path) -> Path:
+    """Returns the file of a tokenizer's folder."""
+    found = sorted(file.name for file in folder.glob("*.model"))
+    firsts = (first for first, _ in _PAIRS)
+    for name in ("tokenizer.json", *found, "vocab.txt", *firsts):
+        if (folder / name).is_file():
+            if len(found) > 1 and name in found:
+                raise UserError(f"{folder} has {', '.join(found)}; name one of them")
+            return folder / name
+    return folder / CONFIG
+
+
+def _open(file: Path, config: Mapping[str, Any]) -> Tokenizer:
+    """Opens one file."""
+    if file.name == CONFIG and config.get("kind") == "bytes":
+        return ByteTokenizer(config["num_sentinels"])
+    if file.suffix == ".model":
+        return SentencePieceTokenizer(file.read_bytes(), config)
+    for pair in _PAIRS:
+        if file.name in pair:
+            vocab, merges = (file.with_name(name) for name in pair)
+            return huggingface_tokenizer.open_byte_bpe(vocab, merges, config)
+    if file.suffix == ".txt":
+        return huggingface_tokenizer.open_wordpiece(file, config)
+    if file.suffix == ".json" and file.name != CONFIG:
+        return huggingface_tokenizer.open_json(file, config)
+    raise UserError(
+        f"{file} is no tokenizer.json, *.model, vocab.txt, or vocab.json with "
+        f"merges.txt; {_CURE}"
+    )
+
+
+def train(
+    kind: str,
+    texts: Iterable[str],
+    vocab_size: int = 0,
+    *,
+    num_sentinels: int = 0,
+    normalization: str = "identity",
+    character_coverage: float = 0.9995,
+    split_digits: bool = False,
+    max_sentences: int = 1_000_000,
+) -> Tokenizer:
+    """Trains a tokenizer; the same texts give the same one.
+
+    Its ids are pad 0, unk 1, bos 2, eos 3, mask 4, the sentinels, then the rest. All
+    kinds but wordpiece have a token for each of the 256 bytes, and are lossless unless
+    `normalization` is another than identity.
+
+    Args:
+        kind: One of `KINDS`.
+        texts: Documents. SentencePiece learns from each of their lines.
+        vocab_size: Number of ids. 0 is for bytes, and for chars: all there are.
+        num_sentinels: Number of <extra_id_…> marks.
+        normalization: identity; nfkc, Unicode's compatibility forms as one; nfkc_cf,
+            and capitals as small letters (in wordpiece also without accents, as in
+            BERT uncased). bytes have none.
+        character_coverage: Share of the text's characters that get a token of their
+            own, the commonest first; of use in SentencePiece and wordpiece.
+        split_digits: Whether no token has two digits.
+        max_sentences: Learn from a random sample of so many lines, or (wordpiece,
+            byte_bpe) documents; parts of at most 4,000 characters count as one.
+
+    Raises:
+        UserError: If an option does not fit, there is no text, or the text does not
+            make just `vocab_size` tokens.
+
+    >>> tokenizer = train("chars", ["a rose is a rose"])
+    >>> [tokenizer.token(i) for i in tokenizer.encode("as is").tolist()]
+    ['a', 's', '▁', 'i', 's']
+    """
+    check_choice("kind", kind, KINDS)
+    check_choice("normalization", normalization, NORMALIZATIONS)
+    if not 0.98 <= character_coverage <= 1:
+        raise UserError(
+            f"character_coverage is {character_coverage}; it must be from 0.98 to 1"
+        )
+    if min(vocab_size, num_sentinels) < 0 or max_sentences < 1:
+        raise UserError(
+            "vocab_size and num_sentinels must be at least 0, max_sentences at least 1"
+        )
+    if kind == "bytes":
+        return _bytes(vocab_size, num_sentinels, normalization)
+    if not vocab_size and kind != "chars":
+        raise UserError(f"{kind} needs a vocab_size; set it")
+    by_line = kind in sentencepiece_tokenizer.KINDS
+    sample = Reservoir(max_sentences)
+    for sentence in _sentences(texts, by_line):
+        sample.add(sentence)
+    if not any(map(str.strip, sample.items)):
+        raise UserError("there is no text to train a tokenizer on; name another source")
+    train_kind = (sentencepiece_tokenizer if by_line else huggingface_tokenizer).train
+    return train_kind(
+        kind,
+        sample.items,
+        vocab_size,
+        num_sentinels=num_sentinels,
+        normalization=normalization,
+        character_coverage=character_coverage,
+        split_digits=split_digits,
+    )
+
+
+def _bytes(vocab_size: int, num_sentinels: int, normalization: str) -> Tokenizer:
+    """Returns the bytes, which there is no choice about."""
+    tokenizer = ByteTokenizer(num_sentinels)
+    if vocab_size not in (0, tokenizer.vocab_size):
+        raise UserError(
+            f"bytes make {tokenizer.vocab_size} tokens, not {vocab_size}; leave "
+            "vocab_size out"
+        )
+    if normalization != "identity":
+        raise UserError("bytes are never normalised; leave normalization out")
+    return tokenizer
+
+
+def _sentences(texts: Iterable[str], by_line: bool) -> Iterator[str]:
+    """Yields all text, in parts of at most 4,000 characters.
+
+    SentencePiece keeps U+2585 to itself and would drop lines that have it.
+    """
+    size = 4000
+    for text in texts:
+        for part in re.split("[\n\u2585]", text) if by_line else (text,):
+            for start in range(0, len(part), size):
+                yield part[start : start + size]
+
+
+class Reservoir:
+    """A random sample of a stream, every item alike likely; the same every time.
+
+    Algorithm R in Vitter 1985, https://doi.org/10.1145/3147.3165.
+
+    >>> sample = Reservoir(3)
+    >>> for number in range(100):
+    ...     sample.add(str(number))
+    >>> sample.items
+    ['53', '1', '28']
+
+    Attributes:
+        items: The sample; all items while these are no more than `size`.
+    """
+
+    def __init__(self, size: int):
+        """Starts with no items."""
+        self.items: list[str] = []
+        self._size = size
+        self._seen = 0
+        self._rng = random.Random(0)
+
+    def add(self, item: str) -> None:
+        """Offers the next item of the stream."""
+        self._seen += 1
+        if len(self.items) < self._size:
+            self.items.append(item)
+        elif (place := self._rng.randrange(self._seen)) < self._size:
+            self.items[place] = item

@@ -1,0 +1,242 @@
+"""Whole runs of `lm.train`: what they leave, kills, resumption, mistakes."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lm.data.pipeline import DataConfig
+from lm.train import workdir as workdir_lib
+from lm.train.checkpoint import CheckpointConfig
+from lm.train.config import GuardConfig
+from lm.train.loop import train
+from lm.train.optim import OptimConfig
+from lm.types import UserError
+
+
+def lines_of(workdir):
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def losses_of(workdir):
+    return {
+        line["step"]: line["train/loss"]
+        for line in lines_of(workdir)
+        if "train/loss" in line
+    }
+
+
+def test_a_workdir_explains_itself(make_config, tmp_path):
+    config = make_config(eval_every_steps=3)
+    result = train(config, tmp_path)
+    assert result["step"] == 6
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"config.json", "tokenizer", "checkpoints", "versions.json"} <= names
+    assert any(name.startswith("events") for name in names)
+    assert workdir_lib.load_config(tmp_path) == config
+    versions = json.loads((tmp_path / "versions.json").read_text())
+    assert versions["device_count"] == 8 and "jax" in versions
+    lines = lines_of(tmp_path)
+    assert [line["step"] for line in lines if "train/loss" in line] == [*range(1, 7)]
+    assert [line["step"] for line in lines if "eval/validation/loss" in line] == [3, 6]
+    logged = {name for line in lines for name in line}
+    assert {
+        *("train/loss", "train/accuracy", "train/perplexity", "train/bits_per_byte"),
+        *("optim/learning_rate", "optim/grad_norm", "optim/update_norm"),
+        *("optim/param_norm", "perf/steps_per_sec", "perf/tokens_per_sec", "perf/mfu"),
+        *("perf/flops_per_sec", "perf/data_wait_fraction", "eval/validation/accuracy"),
+    } <= logged
+
+
+def test_loading_gives_the_state_that_was_saved(make_config, tmp_path):
+    config = make_config(optim=OptimConfig(ema_decay=0.5))
+    train(config, tmp_path)
+    loaded = workdir_lib.load(tmp_path)
+    assert loaded.step == 6 and loaded.config == config
+    assert workdir_lib.load(tmp_path, 4).step == 4
+
+
+def test_a_finished_run_is_not_trained_on(make_config, tmp_path):
+    config = make_config()
+    train(config, tmp_path)
+    before = lines_of(tmp_path)
+    assert train(config, tmp_path)["step"] == 6
+    after = [line for line in lines_of(tmp_path) if "train/loss" in line]
+    assert after == [line for line in before if "train/loss" in line]
+
+
+def test_more_steps_may_be_asked_for(make_config, tmp_path):
+    config = make_config()
+    train(config, tmp_path)
+    more = dataclasses.replace(config, num_train_steps=8)
+    assert train(more, tmp_path)["step"] == 8
+    assert sorted(losses_of(tmp_path)) == [*range(1, 9)]
+
+
+@pytest.fixture
+def start(make_config, tmp_path):
+    """Starts `lm.train` in a process of its own."""
+
+    def start(workdir, **changes):
+        config = make_config(**changes)
+        file = tmp_path / "config.py"
+        values = json.dumps(dataclasses.asdict(config))
+        file.write_text(
+            "import json\n"
+            "from lm.config import to_config_dict\n"
+            "from lm.train.config import Config\n"
+            "def get_config():\n"
+            f"    return to_config_dict(Config.of(json.loads({values!r})))\n"
+        )
+        return subprocess.Popen(
+            [sys.executable, "-m", "lm.train", f"--config={file}"]
+            + [f"--workdir={workdir}", "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+        )
+
+    return start
+
+
+def wait_for(workdir, step, process):
+    deadline = time.monotonic() + 120
+    while max(losses_of(workdir), default=0) < step:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_run_that_is_killed_ends_bit_equal_to_one_that_is_not(start, tmp_path):
+    run = {"num_train_steps": 400, "checkpoint_every_steps": 7, "warmup_steps": 20}
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    for step, sent in (
+        (25, signal.SIGKILL),
+        (60, signal.SIGKILL),
+        (90, signal.SIGTERM),
+    ):
+        process = start(killed, **run)
+        wait_for(killed, step, process)
+        process.send_signal(sent)
+        out, err = process.communicate()
+        if sent == signal.SIGTERM:
+            assert process.returncode == 128 + sent, err
+            stopped = max(losses_of(killed))
+            assert f"stopped at step {stopped}" in err
+            assert (killed / "checkpoints" / str(stopped)).exists()
+        else:
+            assert process.returncode == -sent
+    process = start(killed, **run)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert f"resumed at step {stopped}" in err
+    assert json.loads(out)["step"] == 400
+    process = start(whole, **run)
+    out_whole, err = process.communicate()
+    assert process.returncode == 0, err
+    assert losses_of(killed) == losses_of(whole)
+    assert sorted(losses_of(whole)) == [*range(1, 401)]
+    assert json.loads(out) == json.loads(out_whole)
+
+
+def mistake(config, workdir):
+    with pytest.raises(UserError) as caught:
+        train(config, workdir)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_another_config_is_refused_and_nothing_is_lost(make_config, tmp_path):
+    config = make_config()
+    train(config, tmp_path)
+    other = dataclasses.replace(config, batch_size=16)
+    said = mistake(other, tmp_path)
+    assert "batch_size is 8 there and 16 here" in said and "another --workdir" in said
+    assert train(config, tmp_path)["step"] == 6
+
+
+def test_changed_texts_are_noticed_on_resuming(make_config, corpus, tmp_path):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text((corpus / "train.jsonl").read_text())
+    data = DataConfig(
+        sources=(f"{texts}",), tokenizer=str(corpus / "bytes"), data_dir=str(tmp_path)
+    )
+    config = make_config(data=data)
+    train(config, tmp_path / "run")
+    with texts.open("a") as file:
+        file.write('\n{"text": "and one more"}')
+    more = dataclasses.replace(config, num_train_steps=8)
+    assert "have changed" in mistake(more, tmp_path / "run")
+
+
+def test_a_vocabulary_that_does_not_fit_is_named(make_config, tmp_path):
+    config = make_config()
+    model = dataclasses.replace(config.model, vocab_size=200)
+    said = mistake(dataclasses.replace(config, model=model), tmp_path)
+    assert "has 261 tokens but model.vocab_size is 200" in said
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_another_tokenizer_in_the_workdir_is_named(make_config, corpus, tmp_path):
+    config = make_config()
+    train(config, tmp_path)
+    data = dataclasses.replace(config.data, tokenizer=str(corpus / "sentinels"))
+    other = dataclasses.replace(config, data=data)
+    assert "made with another tokenizer" in mistake(other, tmp_path)
+
+
+def test_a_corpus_shorter_than_a_batch_is_named(make_config, tmp_path):
+    config = make_config(batch_size=4096)
+    said = mistake(config, tmp_path)
+    assert "fewer than batch_size 4096" in said and "lower it" in said
+
+
+def test_a_workdir_that_cannot_be_written_is_named(make_config, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot write to the workdir" in mistake(
+        make_config(), tmp_path / "file/run"
+    )
+
+
+def test_a_run_that_diverges_stops_with_the_last_good_checkpoint(make_config, tmp_path):
+    config = make_config(
+        num_train_steps=40,
+        optim=OptimConfig(name="sgd", learning_rate=1e30, grad_clip_norm=0.0),
+        guard=GuardConfig(max_skipped=3),
+        warmup_steps=0,
+        checkpoint=CheckpointConfig(keep_last=9),
+    )
+    said = mistake(config, tmp_path)
+    assert "3 updates in a row were skipped" in said
+    assert "lower optim.learning_rate" in said
+
+
+def test_a_length_over_the_models_is_named(make_config):
+    config = make_config()
+    task = dataclasses.replace(config.task, length=64)
+    with pytest.raises(UserError, match="task.length 64 exceeds model.max_len 32"):
+        dataclasses.replace(config, task=task)
+
+
+def test_a_full_disk_is_said_before_anything_is_written(
+    make_config, tmp_path, monkeypatch
+):
+    config = make_config()
+    train(config, tmp_path)
+    full = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    more = dataclasses.replace(config, num_train_steps=8)
+    assert "no space for a checkpoint" in mistake(more, tmp_path)
+    monkeypatch.undo()
+    assert train(more, tmp_path)["step"] == 8

@@ -1,0 +1,1 @@
+"""Commands around the library, one a file: `python -m tools.NAME --help`."""

