@@ -73,9 +73,9 @@ def suggest(word: str, known: Sequence[str]) -> str:
     '; choose from: a, b'
     """
     near = difflib.get_close_matches(word, known, n=1)
-    return (
-        f"; did you mean {near[0]!r}?" if near else f"; choose from: {', '.join(known)}"
-    )
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; choose from: {', '.join(known)}" if known else ""
 
 
 def progress(items: Iterable[T], total: int) -> Iterator[T]:

@@ -5,15 +5,16 @@ its fields, and the library sees the dataclass again. Defaults stand in the
 dataclass and nowhere else; an unknown key or a value of another type is an error.
 """
 
+import ast
 import dataclasses
 import json
+import runpy
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from absl import flags
-from ml_collections import config_dict, config_flags
+from ml_collections import config_dict
 
 from lm.cli import suggest
 from lm.types import UserError
@@ -98,20 +99,61 @@ def load(path: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:
     Raises:
         UserError: If the file is missing or broken, or an override does not fit.
     """
-    file = Path(path.split(":")[0])
+    name, _, argument = path.partition(":")
+    file = Path(name)
     if not file.is_file():
         shipped = sorted(str(p) for p in Path("configs").glob("*.py"))
-        raise UserError(f"no config file {str(file)!r}{suggest(str(file), shipped)}")
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
+        raise UserError(f"no config file {name!r}{suggest(name, shipped)}")
     try:
-        values(["lm", f"--config={path}", *overrides])
+        module = runpy.run_path(name)
+        config = module["get_config"](*([argument] if argument else []))
     except UserError:
         raise
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        line = " ".join(str(error).split())
-        raise UserError(f"config {path}: {line}") from error
-    return values.config
+    except Exception as error:
+        raise UserError(f"config {path} is broken: {error!r}") from error
+    for word in overrides:
+        override(config, word)
+    return config
+
+
+def override(config: config_dict.ConfigDict, word: str) -> None:
+    """Sets the field that a word such as `--config.optim.b1=0.9` names.
+
+    A field of several values takes one without parentheses.
+
+    Raises:
+        UserError: If there is no such field, or the value has another type.
+
+    >>> config = config_dict.ConfigDict({"optim": {"b1": 0.5, "decay": ("bias",)}})
+    >>> override(config, "--config.optim.b1=1")
+    >>> override(config, "--config.optim.decay=scale")
+    >>> config.optim.b1, config.optim.decay
+    (1.0, ('scale',))
+    """
+    key, has_value, text = word.partition("=")
+    *groups, name = key.removeprefix("--config.").split(".")
+    where = "config"
+    for group in (*groups, name):
+        known = list(config) if isinstance(config, config_dict.ConfigDict) else []
+        if group not in known:
+            raise UserError(f"unknown key {where}.{group}{suggest(group, known)}")
+        where += f".{group}"
+        if group is not name:
+            config = config[group]
+    old = config[name]
+    value: Any = text
+    if not isinstance(old, str):
+        try:
+            value = ast.literal_eval(
+                text.capitalize() if isinstance(old, bool) else text
+            )
+        except (ValueError, SyntaxError):
+            value = text
+    if not has_value and isinstance(old, bool):
+        value = True
+    if isinstance(old, tuple) and not isinstance(value, tuple | list):
+        value = (value,)
+    config[name] = _typed(value, type(old), where)
 
 
 def save(config: config_dict.ConfigDict, path: Path) -> None:

@@ -1,0 +1,41 @@
+"""A small BERT on the King James Bible.
+
+Devlin et al. (2019), https://arxiv.org/abs/1810.04805, in 4 layers x 128.
+
+    python -m tools.fetch_data kjv
+    python -m tools.train_tokenizer --source=tfds:kjv --vocab-size=2048 \\
+        --output=data/tokenizers/kjv
+    python -m lm.train --config=configs/bert_tiny.py --workdir=runs/bert_tiny
+
+@RESULT@
+"""
+
+from lm.config import to_config_dict
+from lm.data.pipeline import DataConfig
+from lm.models import bert
+from lm.tasks import masked_lm
+from lm.train.config import Config
+from lm.train.optim import OptimConfig
+
+
+def get_config():
+    return to_config_dict(
+        Config(
+            model=bert.Config(
+                vocab_size=2048,
+                emb_dim=128,
+                num_layers=4,
+                num_heads=4,
+                max_len=128,
+                dropout_rate=0.0,
+                attention_dropout_rate=0.0,
+            ),
+            task=masked_lm.Config(length=128),
+            data=DataConfig(sources=("tfds:kjv",), tokenizer="data/tokenizers/kjv"),
+            optim=OptimConfig(learning_rate=2e-3),
+            batch_size=32,
+            num_train_steps=600,
+            warmup_steps=60,
+            checkpoint_every_steps=200,
+        )
+    )

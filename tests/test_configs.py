@@ -1,0 +1,83 @@
+"""Every shipped config builds, and is the model that it says it is."""
+
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import pytest
+
+from lm import config as config_lib
+from lm import tree
+from lm.models import build_model
+from lm.train.config import Config
+from lm.train.optim import make_optimizer, make_schedule
+from lm.train.state import abstract_params
+from lm.types import UserError
+
+CONFIGS = sorted(Path("configs").glob("*.py"))
+
+# Parameters of the published model: the shapes that transformers counts, plus what
+# is said beside.
+PUBLISHED = {
+    "gpt2_124m": 124_439_808 + 47 * 768,  # rows that pad the vocabulary
+    "bert_base": 109_514_298 + 768 * 769,  # BertForMaskedLM, which lacks the pooler
+    "t5_small": 76_961_152,  # google/t5-v1_1-small
+}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_builds_without_memory(path):
+    config = Config.of(config_lib.load(str(path)))
+    params = nn.unbox(abstract_params(build_model(config.model)))
+    schedule = make_schedule(config.optim, config.num_train_steps, config.warmup_steps)
+    optimizer = make_optimizer(config.optim, schedule, params)
+    assert jax.tree.leaves(jax.eval_shape(optimizer.init, params))
+    if path.stem in PUBLISHED:
+        assert tree.count(params) == PUBLISHED[path.stem]
+    # The docstring is a document: it has the command.
+    assert f"--config=configs/{path.name}" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("--config.optim.lerning_rate=1", "learning_rate"),
+        ("--config.optim=1", "config.optim must be of type ConfigDict"),
+        ("--config.optim.b1.x=1", "unknown key config.optim.b1.x"),
+        ("--config.batch_size=many", "config.batch_size must be of type int"),
+        ("--config.batch_size=1.5", "config.batch_size must be of type int"),
+        ("--config.batch_size=", "config.batch_size must be of type int"),
+        ("--config.data.shuffle=maybe", "config.data.shuffle must be of type bool"),
+        ("--config.data.weights=('a',)", "config.data.weights[0] must be of type flo"),
+        ("--config.model.norm=rmss", "did you mean 'rms'"),
+        ("--config.model.num_heads=3", "does not divide by model.num_heads 3"),
+        ("--config.task.name=causal_llm", "did you mean 'causal_lm'"),
+        ("--config.task.length=100000", "exceeds model.max_len"),
+        ("--config.mesh.rules=('batch=dat',)", "mesh.rules"),
+        ("--config.grad_accum_steps=5", "does not divide by grad_accum_steps"),
+    ],
+)
+def test_a_mistyped_override_is_one_line_with_a_cure(override, said):
+    with pytest.raises(UserError) as caught:
+        Config.of(config_lib.load("configs/gpt_tiny.py", [override]))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "path, said",
+    [
+        ("configs/gpt_tinny.py", "did you mean 'configs/gpt_tiny.py'"),
+        ("configs", "no config file"),
+    ],
+)
+def test_a_config_that_is_not_there_is_named(path, said):
+    with pytest.raises(UserError, match=said):
+        config_lib.load(path)
+
+
+@pytest.mark.parametrize("text", ["x = 1", "def get_config(): return 1 +", "1/0"])
+def test_a_broken_config_is_one_line(tmp_path, text):
+    (tmp_path / "broken.py").write_text(text)
+    with pytest.raises(UserError) as caught:
+        Config.of(config_lib.load(str(tmp_path / "broken.py")))
+    assert "broken.py" in str(caught.value) and "\n" not in str(caught.value)
