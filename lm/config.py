@@ -116,7 +116,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:
     return config
 
 
-def override(config: config_dict.ConfigDict, word: str) -> None:
+def override(config: Any, word: str) -> None:
     """Sets the field that a word such as `--config.optim.b1=0.9` names.
 
     A field of several values takes one without parentheses.
@@ -132,15 +132,15 @@ def override(config: config_dict.ConfigDict, word: str) -> None:
     """
     key, has_value, text = word.partition("=")
     *groups, name = key.removeprefix("--config.").split(".")
-    where = "config"
-    for group in (*groups, name):
-        known = list(config) if isinstance(config, config_dict.ConfigDict) else []
-        if group not in known:
-            raise UserError(f"unknown key {where}.{group}{suggest(group, known)}")
-        where += f".{group}"
-        if group is not name:
-            config = config[group]
-    old = config[name]
+    where: str = "config"
+    owner: Any = config
+    old: Any = config
+    for part in (*groups, name):
+        known = list(old) if isinstance(old, config_dict.ConfigDict) else []
+        if part not in known:
+            raise UserError(f"unknown key {where}.{part}{suggest(part, known)}")
+        where += f".{part}"
+        owner, old = old, old[part]
     value: Any = text
     if not isinstance(old, str):
         try:
@@ -153,16 +153,11 @@ def override(config: config_dict.ConfigDict, word: str) -> None:
         value = True
     if isinstance(old, tuple) and not isinstance(value, tuple | list):
         value = (value,)
-    config[name] = _typed(value, type(old), where)
-
-
-def save(config: config_dict.ConfigDict, path: Path) -> None:
-    """Writes the config as indented JSON."""
-    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    owner[name] = _typed(value, type(old), where)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Reads what `save` wrote.
+    """Reads the `config.json` of a workdir.
 
     Raises:
         UserError: If the file is missing or is not JSON.

@@ -39,16 +39,20 @@ class Piece(NamedTuple):
 
 
 class Rows(Protocol):
-    """A layout of documents in rows.
+    """A layout of documents in rows."""
 
-    Attributes:
-        num_rows: Rows of an epoch, the same in every epoch.
-        groups: The bucket of each row [num_rows], where a batch may only hold rows of
-            one bucket; otherwise None. Rows of a bucket have one capacity.
-    """
+    @property
+    def num_rows(self) -> int:
+        """Rows of an epoch, the same in every epoch."""
+        ...
 
-    num_rows: int
-    groups: np.ndarray | None
+    @property
+    def groups(self) -> np.ndarray | None:
+        """The bucket of each row [num_rows], where a batch may only hold one's rows.
+
+        Otherwise None. Rows of a bucket have one capacity.
+        """
+        ...
 
     def pieces(self, epoch: int, row: int) -> list[Piece]:
         """Returns what a row holds; a pure function of its arguments."""

@@ -8,6 +8,8 @@ Axes: B batch, T query time, S key time, N query heads, K key/value heads,
 G = N / K query heads per key/value head, H head_dim.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -224,15 +226,17 @@ def _splash(query: Array, key: Array, value: Array, mask: Mask, softcap: float):
             segments = splash_attention_kernel.SegmentIds(query_segments, key_segments)
         query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
         in_axes = (0, 0, 0, None if segments is None else 0)
-        out = jax.vmap(kernel, in_axes)(query * H**-0.5, key, value, segments)
-        return out.swapaxes(1, 2)
+        attended: Array = jax.vmap(kernel, in_axes)(
+            query * H**-0.5, key, value, segments
+        )
+        return attended.swapaxes(1, 2)
 
     operands = (query, key, value, mask.query_segments, mask.key_segments)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return attend(*operands)
     # XLA cannot partition a Pallas call, so rows and heads are split by hand.
-    q_spec = nn.logical_to_mesh_axes(("batch", None, "act_heads", None))
+    q_spec: Any = nn.logical_to_mesh_axes(("batch", None, "act_heads", None))
     kv_spec = nn.logical_to_mesh_axes(("batch", None, "act_kv_heads", None))
     row_spec = PartitionSpec(q_spec[0])
     segment_spec = None if mask.query_segments is None else row_spec

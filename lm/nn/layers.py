@@ -17,6 +17,17 @@ def _normal(stddev: float):
     return nn.initializers.truncated_normal(stddev)
 
 
+def declare(
+    module: nn.Module,
+    name: str,
+    init: nn.initializers.Initializer,
+    axes: tuple[str | None, ...],
+    shape: tuple[int, ...],
+) -> Array:
+    """Returns a float32 parameter of a module; its axes have logical names."""
+    return module.param(name, nn.with_logical_partitioning(init, axes), shape)
+
+
 class Einsum(nn.Module):
     """Contracts the last axes of the input with a kernel of named axes.
 
@@ -40,26 +51,17 @@ class Einsum(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Maps [..., *in_shape] to [..., *out_shape]."""
         fan_in = math.prod(self.in_shape)
-        kernel = self.param(
-            "kernel",
-            nn.with_logical_partitioning(
-                _normal(self.stddev or fan_in**-0.5), self.axes
-            ),
-            (*self.in_shape, *self.out_shape),
-        )
+        init = _normal(self.stddev or fan_in**-0.5)
+        shape = (*self.in_shape, *self.out_shape)
+        kernel = declare(self, "kernel", init, self.axes, shape)
         # One matmul of two axes: XLA has no faster form for any of our shapes.
         leading = x.shape[: x.ndim - len(self.in_shape)]
         y = x.astype(self.dtype).reshape(-1, fan_in) @ (
             kernel.astype(self.dtype).reshape(fan_in, -1)
         )
         if self.use_bias:
-            bias = self.param(
-                "bias",
-                nn.with_logical_partitioning(
-                    nn.initializers.zeros, self.axes[len(self.in_shape) :]
-                ),
-                self.out_shape,
-            )
+            axes = self.axes[len(self.in_shape) :]
+            bias = declare(self, "bias", nn.initializers.zeros, axes, self.out_shape)
             y += bias.astype(self.dtype).reshape(1, -1)
         return y.reshape(*leading, *self.out_shape)
 
@@ -75,11 +77,9 @@ class Embed(nn.Module):
 
     def setup(self):
         """Declares the table."""
-        self.embedding = self.param(
-            "embedding",
-            nn.with_logical_partitioning(_normal(self.stddev), self.axes),
-            (self.num_embeddings, self.features),
-        )
+        shape = (self.num_embeddings, self.features)
+        init = _normal(self.stddev)
+        self.embedding = declare(self, "embedding", init, self.axes, shape)
 
     def __call__(self, ids: Array) -> Array:
         """Maps ids [...] to vectors [..., D]."""
@@ -111,8 +111,8 @@ class Norm(nn.Module):
 
         def vector(name: str, init) -> Array:
             # A vector is not worth sharding.
-            init = nn.with_logical_partitioning(init, ("norm",))
-            return self.param(name, init, shape).reshape((1,) * (x.ndim - 1) + shape)
+            weights = declare(self, name, init, ("norm",), shape)
+            return weights.reshape((1,) * (x.ndim - 1) + shape)
 
         x = x.astype(jnp.float32)
         if self.kind == "layer":

@@ -4,6 +4,7 @@ Axes: B batch, T time, D emb_dim, V vocab.
 """
 
 import functools
+from typing import Any
 
 import flax.struct
 import jax
@@ -88,7 +89,7 @@ def cross_entropy(
     """
     weights = weights.astype(jnp.float32)
     bias = logits.bias
-    objective, (total, correct) = _loss(
+    objective, (total, correct) = _loss(  # pyright: ignore
         logits.states, logits.kernel, bias, targets, weights, logits.softcap, z_loss
     )
     return TokenLoss(
@@ -129,7 +130,7 @@ def _scan(states, kernel, bias, targets, weights, softcap, z_loss, differentiate
         x = jnp.pad(x, pad).reshape(B, count, size, *x.shape[2:])
         return x.swapaxes(0, 1)
 
-    def step(carry, chunk):
+    def step(carry, chunk) -> tuple[Any, Any]:
         x, target, weight = chunk
         raw = _raw(x, cast, bias)
         capped = _cap(raw, softcap)
@@ -172,7 +173,7 @@ def _scan(states, kernel, bias, targets, weights, softcap, z_loss, differentiate
     inputs = (chunks(states), chunks(targets), chunks(weights))
     if count == 1:
         carry, d_states = step(carry, jax.tree.map(lambda x: x[0], inputs))
-        d_states = None if d_states is None else d_states[None]
+        d_states = jax.tree.map(lambda x: x[None], d_states)
     else:
         carry, d_states = jax.lax.scan(step, carry, inputs)
     (objective, total, correct), (d_kernel, d_bias) = carry

@@ -5,6 +5,7 @@ descendants chose. Axes: B batch, T query time, S key time, D emb_dim, N query
 heads, K key/value heads, H head_dim, F mlp_dim, L layers.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from lm.config import check_choice
 from lm.nn import positions as position_codes
 from lm.nn.attention import IMPLEMENTATIONS, Mask, dot_product_attention
-from lm.nn.layers import Einsum, Embed, Norm
+from lm.nn.layers import Einsum, Embed, Norm, declare
 from lm.nn.losses import Logits
 from lm.sharding import constrain
 from lm.types import Array, Params, PyTree, UserError
@@ -46,6 +47,7 @@ class TransformerConfig:
     """What every transformer here can be; models choose defaults of their own.
 
     Attributes:
+        name: Which model it is, in `lm.models.MODELS`.
         vocab_size: V, rows of the embedding.
         emb_dim: D.
         num_layers: L.
@@ -82,6 +84,7 @@ class TransformerConfig:
             matmuls), `dots_no_batch` (all but the matmuls with parameters).
     """
 
+    name: str = ""
     vocab_size: int = 8192
     emb_dim: int = 128
     num_layers: int = 4
@@ -390,9 +393,8 @@ class Stack(nn.Module):
         config, L = self.config, self.num_layers
         if config.position_encoding == "relative":
             keys = x.shape[1] if cache is None else cache["attention"].key.shape[2]
-            context = context.replace(
-                bias=self._relative_bias(context, x.shape[1], keys)
-            )
+            bias = self._relative_bias(context, x.shape[1], keys)
+            context = dataclasses.replace(context, bias=bias)
         block = Block
         if config.remat != "none":
             block = nn.remat(
@@ -407,7 +409,7 @@ class Stack(nn.Module):
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(0, nn.broadcast),
+                in_axes=(0, nn.broadcast),  # pyright: ignore
                 length=L,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(*arguments, name="layers")
@@ -500,21 +502,14 @@ class Head(nn.Module):
         a kernel of its own.
         """
         config = self.config
-        vocab = nn.with_logical_partitioning
         kernel, bias = table, None
         if not config.tie_embeddings:
-            kernel = self.param(
-                "kernel",
-                vocab(
-                    nn.initializers.normal(config.init_stddev or config.emb_dim**-0.5),
-                    ("vocab", "embed"),
-                ),
-                (config.vocab_size, config.emb_dim),
-            )
+            init = nn.initializers.normal(config.init_stddev or config.emb_dim**-0.5)
+            shape = (config.vocab_size, config.emb_dim)
+            kernel = declare(self, "kernel", init, ("vocab", "embed"), shape)
         if self.use_bias:
-            bias = self.param(
-                "bias", vocab(nn.initializers.zeros, ("vocab",)), (config.vocab_size,)
-            )
+            zeros, shape = nn.initializers.zeros, (config.vocab_size,)
+            bias = declare(self, "bias", zeros, ("vocab",), shape)
         return Logits(states, kernel, bias, config.logit_softcap)
 
 

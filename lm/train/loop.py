@@ -44,9 +44,7 @@ class Run:
     eval_step: Callable[[Params, Batch], metrics_lib.Metrics]
 
 
-def build(
-    config: Config, tokenizer: Tokenizer, devices: Sequence[jax.Device] | None = None
-) -> Run:
+def build(config: Config, tokenizer: Tokenizer, devices: Sequence | None = None) -> Run:
     """Builds a run on `devices` (default: all); parameters exist as shapes only.
 
     Raises:

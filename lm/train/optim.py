@@ -193,11 +193,11 @@ def _per_layer(
 ) -> optax.GradientTransformation:
     """Applies `transform` to each layer of a stacked parameter alone."""
 
-    def init(stacked: Params) -> PyTree:
-        return jax.vmap(transform.init)(stacked)
+    def init(params: Any) -> PyTree:
+        return jax.vmap(transform.init)(params)
 
-    def update(updates: PyTree, state: PyTree, stacked: Params) -> tuple:
-        return jax.vmap(transform.update)(updates, state, stacked)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[PyTree, PyTree]:
+        return jax.vmap(transform.update)(updates, state, params)
 
     # Stacks of different depth (T5's) cannot share a vmap.
     def stacks(masked: PyTree) -> PyTree:

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# The whole pipeline on real text, in minutes on a CPU: fetch, tokenise, pretrain a GPT
+# and a BERT, kill and resume, evaluate, generate. `make demo` installs and runs it.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+python=.venv/bin/python
+demo=runs/demo
+tokenizer=data/tokenizers/kjv
+
+say() { printf '\n== %s\n' "$*"; }
+
+train() {
+  "$python" -m lm.train --config="configs/$1_tiny.py" --workdir="$demo/$1"
+}
+
+say "Fetch a real corpus: the King James Bible"
+"$python" -m tools.fetch_data kjv
+
+say "Train a tokenizer on it"
+[ -d "$tokenizer" ] || "$python" -m tools.train_tokenizer --source=tfds:kjv \
+  --kind=unigram --vocab-size=2048 --output="$tokenizer"
+
+say "Pretrain a GPT, and kill it (kill -9) once it has a checkpoint"
+train gpt &
+pid=$!
+until [ -e "$demo/gpt/checkpoints/200" ] || ! kill -0 "$pid" 2>/dev/null; do
+  sleep 1
+done
+kill -9 "$pid" 2>/dev/null || true
+wait "$pid" 2>/dev/null || true
+
+say "The same command goes on from the checkpoint"
+train gpt
+
+say "Pretrain a BERT"
+train bert
+
+say "Evaluate both on text that neither has seen"
+for model in gpt bert; do
+  "$python" -m lm.evaluate --workdir="$demo/$model" --split=test
+done
+
+say "Generate"
+for prompt in "In the beginning" "And Jesus said unto them,"; do
+  "$python" -m lm.generate --workdir="$demo/gpt" --prompt="$prompt" \
+    --temperature=0.8 --top-p=0.95 --max-new-tokens=60
+done
+
+say "What was made"
+"$python" -m tools.inspect "$demo/gpt" "$demo/bert"
+cat <<END
+
+Where to look next:
+  $demo/*/metrics.jsonl     every number of the runs, a JSON object a line
+  .venv/bin/tensorboard --logdir=$demo
+  .venv/bin/python -m lm.generate --workdir=$demo/gpt      type a prompt
+  README.md                 train on your own text
+END
