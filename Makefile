@@ -1,19 +1,19 @@
 # `make demo` and `make test` do all set-up themselves, inside this folder.
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint format lock clean
+.PHONY: install demo test smoke lint format bench lock clean
 
 install: $(VENV)/.installed
 
 # --no-deps: the lock is complete, so pip has nothing to resolve.
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "lm needs Python >= 3.11; set it: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	  { echo "lm needs Python >= 3.11; name one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-deps -r requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: install
@@ -22,14 +22,27 @@ demo: install
 test: install
 	$(BIN)/python -m pytest
 
+# What tells whether a pair of Python and jax works at all, in a minute or two.
+smoke: install
+	$(BIN)/python -m pytest tests/test_configs.py tests/text tests/train/test_run.py tests/test_generate.py
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The peer has an environment of its own.
+bench: install .venv-bench/.installed
+	$(BIN)/python -m experiments.benchmarks.train_step
+
+.venv-bench/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 'transformers>=5.20'
+	@touch $@
 
 # Resolve again for both lines: jax 0.10.2 on Python 3.11, the newest on 3.12.
 lock: install
@@ -38,4 +51,4 @@ lock: install
 	  --no-header --no-annotate pyproject.toml --output-file requirements.lock
 
 clean:
-	rm -rf $(VENV) runs data
+	rm -rf .venv .venv312 .venv-bench runs data

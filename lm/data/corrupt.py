@@ -60,7 +60,8 @@ def mask_tokens(
     >>> masked.inputs.tolist(), masked.targets.tolist(), masked.loss_mask.tolist()
     ([1, 5, 6, 3, 2], [1, 5, 6, 7, 2], [0.0, 0.0, 0.0, 1.0, 0.0])
     """
-    targets = np.asarray(tokens, np.int32)
+    # A copy: the caller may write the inputs over the tokens.
+    targets = np.array(tokens, np.int32)
     inputs = targets.copy()
     loss_mask = np.zeros(len(targets), np.float32)
     places = np.flatnonzero(maskable[targets])

@@ -7,12 +7,15 @@ says which rows it holds, the layout which pieces make a row, the task what feat
 they have. `tf.data` does this in parallel, ahead of the training step.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -22,6 +25,8 @@ from lm.data.sources import open_source
 from lm.data.store import Store, encode_chunks, open_store
 from lm.text.tokenizers import Tokenizer
 from lm.types import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -215,15 +220,51 @@ class Pipeline:
         options = tf.data.Options()
         options.autotune.enabled = False
         options.threading.private_threadpool_size = self.num_workers
-        dataset = dataset.with_options(options).prefetch(self.prefetch)
+        arrays = dataset.with_options(options).as_numpy_iterator()
         try:
-            for arrays in dataset.as_numpy_iterator():
-                yield dict(zip(sample, arrays))
+            for values in read_ahead(arrays, self.prefetch):
+                yield dict(zip(sample, values))
         except tf.errors.OpError:
             # TensorFlow keeps only the text of what went wrong.
             if failures:
                 raise failures[0] from None
             raise
+
+
+def read_ahead(items: Iterable[T], number: int) -> Iterator[T]:
+    """Yields items that a thread has taken up to `number` of ahead of time.
+
+    One that is there is handed over at once. The iterator of `tf.data` would wake
+    another thread and wait for it, which takes long while a step computes.
+    """
+    ready: queue.Queue = queue.Queue(number)
+    is_over = threading.Event()
+
+    def fill() -> None:
+        try:
+            for item in items:
+                ready.put((item, None))
+                if is_over.is_set():
+                    return
+            ready.put((None, StopIteration()))
+        except Exception as error:
+            ready.put((None, error))
+
+    thread = threading.Thread(target=fill, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        is_over.set()
+        while thread.is_alive():
+            with contextlib.suppress(queue.Empty):
+                ready.get(timeout=0.01)
 
 
 def build_pipeline(
@@ -276,8 +317,12 @@ def build_pipeline(
     if num_rows < least or not all(rows.num_rows for rows in layouts):
         raise UserError(
             f"{', '.join(config.sources)} {split} makes {num_rows} rows, fewer than "
-            + (f"batch_size {least}; lower it, shorten the rows" if train else "one")
-            + "; add text"
+            + (
+                f"batch_size {least}; lower it or task.length, or "
+                if train
+                else "one; "
+            )
+            + "add text"
         )
     if train:
         weights = config.weights if is_mixture else (1.0,)

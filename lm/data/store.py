@@ -145,7 +145,7 @@ def _read(folder: Path) -> tuple[Store | None, str]:
     """Returns a sound store, or None and what is wrong ("" if there is none)."""
     try:
         meta = json.loads((folder / "store.json").read_text())
-        num_docs, files = meta["num_docs"], meta["files"]
+        files = meta["files"]
         total = sum(entry["bytes"] for entry in files.values())
         for name, entry in files.items():
             trouble = _check(folder / name, entry, total <= ALWAYS_CHECKED_BYTES)
@@ -153,11 +153,12 @@ def _read(folder: Path) -> tuple[Store | None, str]:
                 return None, trouble
         values = {c: _map(folder / f"{c}.values", np.int32) for c in meta["columns"]}
         offsets = {c: _map(folder / f"{c}.offsets", np.int64) for c in meta["columns"]}
+        num_docs = len(offsets[meta["columns"][0]]) - 1
+        checksums = sorted((name, entry["sha256"]) for name, entry in files.items())
     except FileNotFoundError as error:
         return None, f"no {Path(error.filename).name}" if folder.exists() else ""
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         return None, f"store.json: {error}"
-    checksums = sorted((name, entry["sha256"]) for name, entry in files.items())
     checksum = hashlib.sha256(json.dumps(checksums).encode()).hexdigest()
     return Store(num_docs, checksum, values, offsets), ""
 
@@ -279,7 +280,6 @@ class _Writer:
         meta = {
             "format": FORMAT,
             "key": dict(key),
-            "num_docs": self.num_docs,
             "columns": list(self._ends),
             "files": entries,
         }

@@ -70,7 +70,7 @@ class Model(nn.Module):
 
         Args:
             batch: `inputs` [B, T], padded on the right; `segment_ids` [B, T], 0 where
-                padded.
+                padded; optionally `prefix_mask` [B, T], as in `__call__`.
             cache_len: S, the longest prompt with its continuation.
         """
         inputs = batch["inputs"]
@@ -83,7 +83,10 @@ class Model(nn.Module):
         }
         # Padding is written past the end of the cache, that is, nowhere.
         index = jnp.where(real, positions, cache_len)
-        hidden, cache = self._cached(inputs, positions, index, cache)
+        prefix = batch.get("prefix_mask")
+        if prefix is not None:
+            prefix = jnp.pad(prefix, ((0, 0), (0, cache_len - prefix.shape[1])))
+        hidden, cache = self._cached(inputs, positions, index, cache, prefix)
         last = jnp.maximum(real.sum(axis=1) - 1, 0)
         hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
         return self._output(hidden).logits.dense()[:, 0], cache
@@ -97,9 +100,15 @@ class Model(nn.Module):
         return self._output(hidden).logits.dense()[:, 0], cache
 
     def _cached(
-        self, inputs: Array, positions: Array, index: Array, cache: PyTree
+        self,
+        inputs: Array,
+        positions: Array,
+        index: Array,
+        cache: PyTree,
+        prefix: Array | None = None,
     ) -> tuple[Array, PyTree]:
-        mask = Mask(query_index=index, causal=True, window=self.config.window)
+        window = self.config.window
+        mask = Mask(query_index=index, prefix=prefix, causal=True, window=window)
         x = self.embedder(inputs, positions, True)
         return self.decoder(x, Context(mask, positions), cache)
 

@@ -57,9 +57,11 @@ class Config:
             raise UserError("task.length must be at least 3")
         if not 0 < self.mask_rate < 1:
             raise UserError("task.mask_rate must be between 0 and 1")
-        if not 0 <= self.mask_fraction + self.random_fraction <= 1:
+        shares = self.mask_fraction, self.random_fraction
+        if min(shares) < 0 or sum(shares) > 1:
             raise UserError(
-                "task.mask_fraction + task.random_fraction must be from 0 to 1"
+                "task.mask_fraction and task.random_fraction must be at least 0 and "
+                "together at most 1"
             )
 
 

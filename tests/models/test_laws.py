@@ -143,6 +143,27 @@ def test_cached_decoding_is_the_full_forward(name, options):
         out, cache = step(tokens, positions, cache)
 
 
+def test_a_prefix_is_read_both_ways_when_decoding():
+    model, params = make("gpt")
+    batch, lengths = make_batch(), jnp.array([3, 7])
+    prefix = jnp.arange(T)[None] < lengths[:, None]
+    full = logits(model, params, batch | {"prefix_mask": prefix})
+    prompt = {
+        "inputs": batch["inputs"][:, :8],
+        "segment_ids": prefix[:, :8].astype(jnp.int32),
+        "prefix_mask": prefix[:, :8],
+    }
+    out, cache = model.apply({"params": params}, prompt, T, method="prefill")
+    for i in range(3):
+        positions = lengths + i
+        expected = jnp.take_along_axis(full, positions[:, None, None] - 1, axis=1)[:, 0]
+        np.testing.assert_allclose(out, expected, atol=2e-4)
+        tokens = jnp.take_along_axis(batch["inputs"], positions[:, None], axis=1)[:, 0]
+        out, cache = model.apply(
+            {"params": params}, tokens, positions, cache, method="step"
+        )
+
+
 @with_options
 def test_causality_by_gradient(options):
     model, params = make("gpt", **options)
