@@ -127,7 +127,7 @@ def train(config: Config, workdir: Path, profile: range = range(0)) -> dict[str,
         restored = checkpoints.restore(run.abstract)
         state, position = restored or (run.init(), {})
         first_step = int(state.step)
-        batches = _pipeline(run, "train", first_step * config.batch_size)
+        batches = build_batches(run, True, first_step * config.batch_size)
         _check_position(workdir, position, batches)
         display = report.Display(config.num_train_steps, first_step)
         writer = report.Writer(workdir, first_step)
@@ -225,19 +225,18 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _pipeline(run: Run, kind: str, start_row: int = 0) -> Pipeline:
-    config = run.config
-    is_train = kind == "train"
+def build_batches(run: Run, train: bool, start_row: int = 0) -> Pipeline:
+    """Returns the batches of training, from a row on, or those of an evaluation."""
+    config, data = run.config, run.config.data
+    eval_size = config.eval.batch_size or config.batch_size
     return build_pipeline(
         run.task,
         run.tokenizer,
-        config.data,
-        split=config.data.train_split if is_train else config.data.eval_split,
-        batch_size=config.batch_size
-        if is_train
-        else config.eval.batch_size or config.batch_size,
+        data,
+        split=data.train_split if train else data.eval_split,
+        batch_size=config.batch_size if train else eval_size,
         seed=config.seed,
-        train=is_train,
+        train=train,
         start_row=start_row,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -245,7 +244,7 @@ def _pipeline(run: Run, kind: str, start_row: int = 0) -> Pipeline:
 
 
 def _evaluate(run: Run, state: TrainState) -> dict[str, float]:
-    batches = _pipeline(run, "eval")
+    batches = build_batches(run, False)
     limit = run.config.eval.max_batches or batches.num_batches
     chosen = (batch for _, batch in zip(range(limit), batches))
     values = evaluate(run.eval_step, state.averaged_params(), chosen, run.mesh)

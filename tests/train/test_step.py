@@ -15,7 +15,7 @@ from lm.sharding import MeshConfig
 from lm.text import tokenizers
 from lm.train.config import GuardConfig
 from lm.train.evaluation import put
-from lm.train.loop import _pipeline, build
+from lm.train.loop import build, build_batches
 from lm.train.optim import OptimConfig
 from lm.types import UserError
 
@@ -26,7 +26,7 @@ ONE = tuple(jax.devices()[:1])
 def built(config, devices):
     """Compiles each config once."""
     run = build(config, tokenizers.load(Path(config.data.tokenizer)), devices)
-    return run, _pipeline(run, "train")
+    return run, build_batches(run, True)
 
 
 def run_steps(config, steps=3, devices=None, change_batch=None):
