@@ -29,8 +29,8 @@ def get_config():
             data=DataConfig(sources=("tfds:kjv",), tokenizer="data/tokenizers/kjv"),
             optim=OptimConfig(learning_rate=3e-3),
             batch_size=32,
-            num_train_steps=600,
-            warmup_steps=60,
+            num_train_steps=400,
+            warmup_steps=40,
             checkpoint_every_steps=200,
         )
     )

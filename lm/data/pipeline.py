@@ -221,10 +221,11 @@ class Pipeline:
         options.autotune.enabled = False
         options.threading.private_threadpool_size = self.num_workers
         arrays = dataset.with_options(options).as_numpy_iterator()
+        op_error = tf.errors.OpError  # at Python's exit the module is gone
         try:
             for values in read_ahead(arrays, self.prefetch):
                 yield dict(zip(sample, values))
-        except tf.errors.OpError:
+        except op_error:
             # TensorFlow keeps only the text of what went wrong.
             if failures:
                 raise failures[0] from None
@@ -234,32 +235,37 @@ class Pipeline:
 def read_ahead(items: Iterable[T], number: int) -> Iterator[T]:
     """Yields items that a thread has taken up to `number` of ahead of time.
 
-    One that is there is handed over at once. The iterator of `tf.data` would wake
-    another thread and wait for it, which takes long while a step computes.
+    One that is there is handed over at once; the iterator of `tf.data` would wake
+    another thread and wait for it. The thread works in bursts of `number / 2` items, so
+    that it seldom holds Python's lock when the loop wants it.
     """
-    ready: queue.Queue = queue.Queue(number)
+    size = max(1, number // 2)
+    ready: queue.Queue[tuple[list[T], Exception | None]] = queue.Queue(1)
     is_over = threading.Event()
 
     def fill() -> None:
+        burst: list[T] = []
         try:
             for item in items:
-                ready.put((item, None))
+                burst.append(item)
+                if len(burst) == size:
+                    ready.put((burst, None))
+                    burst = []
                 if is_over.is_set():
                     return
-            ready.put((None, StopIteration()))
+            ready.put((burst, StopIteration()))
         except Exception as error:
-            ready.put((None, error))
+            ready.put((burst, error))
 
     thread = threading.Thread(target=fill, daemon=True)
     thread.start()
     try:
-        while True:
-            item, error = ready.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item
+        end = None
+        while end is None:
+            burst, end = ready.get()
+            yield from burst
+        if not isinstance(end, StopIteration):
+            raise end
     finally:
         is_over.set()
         while thread.is_alive():

@@ -127,6 +127,7 @@ def train(config: Config, workdir: Path, profile: range = range(0)) -> dict[str,
         restored = checkpoints.restore(run.abstract)
         state, position = restored or (run.init(), {})
         first_step = int(state.step)
+        _check_profile(profile, first_step, config.num_train_steps)
         batches = build_batches(run, True, first_step * config.batch_size)
         _check_position(workdir, position, batches)
         display = report.Display(config.num_train_steps, first_step)
@@ -164,6 +165,7 @@ def _loop(
 ) -> dict[str, Any]:
     config = run.config
     first_step = step = int(state.step)
+    profile = range(max(profile.start, first_step), profile.stop)
     results: dict[str, float] = {}
     stream = iter(batches)
     window, pending = None, None
@@ -188,13 +190,14 @@ def _loop(
         stopped = stop.reached(step)
         ends = is_last or stopped
         evaluates = is_last or _due(step, config.eval_every_steps)
+        evaluates &= not stopped
         saves = ends or _due(step, config.checkpoint_every_steps)
         saves |= evaluates and config.checkpoint.keep_best > 0
         if pending is not None and (ends or evaluates or saves):
             read(pending)
             pending = None
         pause = time.perf_counter()
-        if evaluates and not stopped and (step > first_step or is_last):
+        if evaluates and (step > first_step or is_last):
             results = _evaluate(run, state)
             writer.write(step, results)
             display.say(report.summary(step, results))
@@ -217,6 +220,8 @@ def _loop(
         if pending is not None:
             read(pending)
         pending = metrics
+    if profile.start < step <= profile.stop:
+        jax.profiler.stop_trace()
     checkpoints.wait()
     return {"step": step, **results} | ({"signal": stop.signal} if stopped else {})
 
@@ -294,9 +299,18 @@ def _check_skipped(
         )
 
 
+def _check_profile(profile: range, first_step: int, num_train_steps: int) -> None:
+    """Raises a UserError if none of the steps to trace will be taken."""
+    if profile and not (profile.stop > first_step and profile.start < num_train_steps):
+        raise UserError(
+            f"--profile={profile.start}:{profile.stop} is outside of the steps from "
+            f"{first_step} to {num_train_steps} that are left"
+        )
+
+
 def _trace(step: int, profile: range, workdir: Path) -> None:
     """Starts the profiler before the first step of the range, stops it after."""
     if profile and step == profile.start:
         jax.profiler.start_trace(str(workdir))
-    if profile and step == profile.stop:
+    elif profile and step == profile.stop:
         jax.profiler.stop_trace()

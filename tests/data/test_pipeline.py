@@ -252,14 +252,14 @@ def test_reading_ahead_changes_neither_items_nor_errors():
 def test_reading_ahead_goes_so_far_and_ends_with_its_reader():
     taken = []
     before = set(threading.enumerate())
-    found = read_ahead(map(taken.append, itertools.count()), 3)
+    found = read_ahead(map(taken.append, itertools.count()), 8)
     next(found)
     until = time.monotonic() + 10
-    # One is read, three wait, and the thread holds one that has no room yet.
-    while len(taken) < 5 and time.monotonic() < until:
+    # Four are read, four wait, and the thread holds four that have no room yet.
+    while len(taken) < 12 and time.monotonic() < until:
         time.sleep(0.001)
     time.sleep(0.02)
-    assert len(taken) == 5
+    assert len(taken) == 12
     found.close()
     assert set(threading.enumerate()) <= before
 

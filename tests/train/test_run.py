@@ -222,6 +222,14 @@ def test_a_run_that_diverges_stops_with_the_last_good_checkpoint(make_config, tm
     assert "lower optim.learning_rate" in said
 
 
+def test_profiling_leaves_a_trace_even_if_the_run_ends_first(make_config, tmp_path):
+    config = make_config()
+    train(config, tmp_path, profile=range(4, 90))
+    assert list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))
+    with pytest.raises(UserError, match="outside of the steps from 6 to 6"):
+        train(config, tmp_path, profile=range(2, 4))
+
+
 def test_a_length_over_the_models_is_named(make_config):
     config = make_config()
     task = dataclasses.replace(config.task, length=64)
