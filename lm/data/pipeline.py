@@ -73,20 +73,33 @@ class DataConfig:
                 raise UserError(f"data.{name} must be at least 1")
 
 
+# The pieces of one row: where each comes from, and the document's columns, of which
+# `tokens` is cut to the piece.
+Pieces = Sequence[tuple[Piece, Mapping[str, np.ndarray]]]
+
+
 class DataTask(Protocol):
-    """What the pipeline asks of a task; `lm.tasks.base.Task` says more."""
+    """What the pipeline asks of a task; `lm.tasks.base.Task` adds the loss.
+
+    Attributes:
+        overlap: Units that a piece needs beyond its end: 1 where the target of a
+            token is the next one.
+    """
 
     overlap: int
 
     @property
     def encoding(self) -> str:
-        """What the result of `encode` depends on besides the tokenizer."""
+        """What `encode` depends on besides the tokenizer.
+
+        Stored columns are reused as long as it stays the same.
+        """
         ...
 
     def encode(
         self, examples: Sequence[Mapping[str, Any]]
     ) -> list[dict[str, np.ndarray]]:
-        """Turns examples into int32 columns; an empty dict drops an example."""
+        """Turns examples into int32 columns, once; an empty dict drops an example."""
         ...
 
     def rows(self, lengths: Mapping[str, np.ndarray], train: bool, seed: int) -> Rows:
@@ -94,12 +107,9 @@ class DataTask(Protocol):
         ...
 
     def features(
-        self,
-        pieces: Sequence[tuple[Piece, Mapping[str, np.ndarray]]],
-        capacity: tuple[int, ...],
-        rng: np.random.Generator,
+        self, pieces: Pieces, capacity: tuple[int, ...], rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """Makes one row; no pieces make a row of padding."""
+        """Makes one row of a batch; no pieces make a row of padding."""
         ...
 
 

@@ -8,9 +8,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from lm.data.packing import BucketRows, ConcatRows, FitRows, Piece, Rows
+from lm.data.packing import BucketRows, ConcatRows, FitRows, Rows
+from lm.data.pipeline import DataTask
 from lm.metrics import Mean, Metrics, Perplexity
-from lm.nn.losses import TokenLoss
+from lm.nn.losses import TokenLoss, cross_entropy
 from lm.text.tokenizers import Tokenizer
 from lm.types import Array, Batch, Params
 
@@ -18,43 +19,9 @@ from lm.types import Array, Batch, Params
 # several to a row; or one to a row, padded to a power of two.
 PACKINGS = ("concat", "fit", "bucket")
 
-# The pieces of one row: where each comes from, and the document's columns, of which
-# `tokens` is cut to the piece.
-Pieces = Sequence[tuple[Piece, Mapping[str, np.ndarray]]]
 
-
-class Task(Protocol):
-    """What is learned: features from text, and a loss from a model's outputs.
-
-    Attributes:
-        overlap: Units that a piece needs beyond its end: 1 where the target of a
-            token is the next one.
-        encoding: What `encode` depends on besides the tokenizer; stored columns are
-            reused as long as it stays the same.
-    """
-
-    overlap: int
-
-    @property
-    def encoding(self) -> str:
-        """See the class."""
-        ...
-
-    def encode(
-        self, examples: Sequence[Mapping[str, Any]]
-    ) -> list[dict[str, np.ndarray]]:
-        """Turns examples into int32 columns, once; an empty dict drops an example."""
-        ...
-
-    def rows(self, lengths: Mapping[str, np.ndarray], train: bool, seed: int) -> Rows:
-        """Lays documents, whose columns have these lengths, into rows."""
-        ...
-
-    def features(
-        self, pieces: Pieces, capacity: tuple[int, ...], rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
-        """Makes one row of a batch; no pieces make a row of padding."""
-        ...
+class Task(DataTask, Protocol):
+    """What is learned: features from text, and a loss from a model's outputs."""
 
     def loss(
         self, model: nn.Module, params: Params, batch: Batch, rng: Array | None
@@ -99,9 +66,21 @@ def apply(model: nn.Module, params: Params, batch: Batch, rng: Array | None) -> 
     return model.apply({"params": params}, batch, deterministic=rng is None, rngs=rngs)
 
 
-def token_weights(batch: Batch) -> Array:
-    """Returns the weight of each target, 0 in padded tokens and in padded rows."""
-    return batch["loss_mask"] * batch["example_mask"][:, None]
+def token_loss(
+    model: nn.Module,
+    params: Params,
+    batch: Batch,
+    rng: Array | None,
+    z_loss: float = 0.0,
+) -> tuple[Array, Metrics]:
+    """Returns the summed cross-entropy of a batch's `targets`, and metrics.
+
+    A target weighs its `loss_mask`, and nothing in a padded row.
+    """
+    weights = batch["loss_mask"] * batch["example_mask"][:, None]
+    logits = apply(model, params, batch, rng).logits
+    loss = cross_entropy(logits, batch["targets"], weights, z_loss)
+    return loss.objective, token_metrics(loss, weights, batch)
 
 
 def token_metrics(loss: TokenLoss, weights: Array, batch: Batch) -> Metrics:

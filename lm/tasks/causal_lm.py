@@ -12,15 +12,12 @@ import numpy as np
 
 from lm.config import check_choice
 from lm.data.packing import Rows, WindowRows, join
+from lm.data.pipeline import Pieces
 from lm.metrics import Metrics
-from lm.nn.losses import cross_entropy
 from lm.tasks.base import (
     PACKINGS,
-    Pieces,
-    apply,
     encode_marked,
-    token_metrics,
-    token_weights,
+    token_loss,
     training_rows,
 )
 from lm.text.tokenizers import Tokenizer
@@ -120,7 +117,4 @@ class CausalLM:
         self, model: nn.Module, params: Params, batch: Batch, rng: Array | None
     ) -> tuple[Array, Metrics]:
         """Returns the summed cross-entropy of the targets, and metrics."""
-        weights = token_weights(batch)
-        logits = apply(model, params, batch, rng).logits
-        loss = cross_entropy(logits, batch["targets"], weights, self.config.z_loss)
-        return loss.objective, token_metrics(loss, weights, batch)
+        return token_loss(model, params, batch, rng, self.config.z_loss)

@@ -15,15 +15,12 @@ import numpy as np
 from lm.config import check_choice
 from lm.data.corrupt import mask_tokens
 from lm.data.packing import Rows, WindowRows, join
+from lm.data.pipeline import Pieces
 from lm.metrics import Metrics
-from lm.nn.losses import cross_entropy
 from lm.tasks.base import (
     PACKINGS,
-    Pieces,
-    apply,
     encode_marked,
-    token_metrics,
-    token_weights,
+    token_loss,
     training_rows,
 )
 from lm.text.tokenizers import Tokenizer
@@ -132,7 +129,4 @@ class MaskedLM:
         self, model: nn.Module, params: Params, batch: Batch, rng: Array | None
     ) -> tuple[Array, Metrics]:
         """Returns the summed cross-entropy of the masked tokens, and metrics."""
-        weights = token_weights(batch)
-        logits = apply(model, params, batch, rng).logits
-        loss = cross_entropy(logits, batch["targets"], weights)
-        return loss.objective, token_metrics(loss, weights, batch)
+        return token_loss(model, params, batch, rng)

@@ -13,9 +13,9 @@ import numpy as np
 
 from lm.data import corrupt
 from lm.data.packing import FitRows, Rows, cut, join
+from lm.data.pipeline import Pieces
 from lm.metrics import Metrics
-from lm.nn.losses import cross_entropy
-from lm.tasks.base import Pieces, apply, token_metrics, token_weights
+from lm.tasks.base import token_loss
 from lm.text.tokenizers import Tokenizer
 from lm.types import Array, Batch, Params, UserError
 
@@ -128,7 +128,4 @@ class SpanCorruption:
         self, model: nn.Module, params: Params, batch: Batch, rng: Array | None
     ) -> tuple[Array, Metrics]:
         """Returns the summed cross-entropy of the targets, and metrics."""
-        weights = token_weights(batch)
-        logits = apply(model, params, batch, rng).logits
-        loss = cross_entropy(logits, batch["targets"], weights, self.config.z_loss)
-        return loss.objective, token_metrics(loss, weights, batch)
+        return token_loss(model, params, batch, rng, self.config.z_loss)
