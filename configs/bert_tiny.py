@@ -1,6 +1,8 @@
-"""A small BERT on the King James Bible.
+"""A small modern encoder on the King James Bible.
 
-Devlin et al. (2019), https://arxiv.org/abs/1810.04805, in 4 layers x 128.
+BERT (Devlin et al. 2019, https://arxiv.org/abs/1810.04805) with what encoders took over
+since: rotary positions, RMSNorm before the sublayers, no biases, as in Warner et al.
+(2024), https://arxiv.org/abs/2412.13663. 4 layers x 128.
 
     python -m tools.fetch_data kjv
     python -m tools.train_tokenizer --source=tfds:kjv --vocab-size=2048 \\
@@ -28,12 +30,17 @@ def get_config():
                 num_layers=4,
                 num_heads=4,
                 max_len=128,
+                position_encoding="rotary",
+                norm="rms",
+                norm_position="pre",
+                norm_eps=1e-6,
+                use_bias=False,
                 dropout_rate=0.0,
                 attention_dropout_rate=0.0,
             ),
             task=masked_lm.Config(length=128),
             data=DataConfig(sources=("tfds:kjv",), tokenizer="data/tokenizers/kjv"),
-            optim=OptimConfig(learning_rate=2e-3),
+            optim=OptimConfig(learning_rate=3e-3),
             batch_size=32,
             num_train_steps=600,
             warmup_steps=60,

@@ -7,11 +7,18 @@ import errno
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import (
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    track,
+)
 
 from lm.types import UserError
 
@@ -88,6 +95,46 @@ def progress(items: Iterable[T], total: int) -> Iterator[T]:
         transient=True,
         disable=not sys.stderr.isatty(),
     )
+
+
+class Status:
+    """How far long work is: a line that changes in a terminal, or one now and then."""
+
+    every_seconds = 10.0
+
+    def __init__(self, line: str):
+        """Takes the first line."""
+        self._said = time.monotonic()
+        self._is_terminal = sys.stderr.isatty()
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            disable=not self._is_terminal,
+        )
+        self._task = self._bar.add_task(line, total=None)
+
+    def __enter__(self) -> "Status":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.stop()
+
+    def update(self, line: str) -> None:
+        """Replaces the line."""
+        self._bar.update(self._task, description=line)
+        now = time.monotonic()
+        if not self._is_terminal and now - self._said > self.every_seconds:
+            self._said = now
+            say(f"{line} …")
+
+
+def say(line: str) -> None:
+    """Prints a line on standard error."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def run(

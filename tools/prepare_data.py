@@ -22,7 +22,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -33,8 +32,6 @@ from typing import Any
 
 import numpy as np
 from resiliparse.parse.encoding import bytes_to_str, detect_encoding
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from lm import cli
 from lm.data import files
@@ -54,8 +51,6 @@ CHUNK_CHARS = 1 << 20
 
 # More wait for the process that writes.
 MAX_WORKERS = 8
-
-SAY_EVERY_SECONDS = 10.0
 
 # A raw document, what became of its text, and its fingerprint if it was not dropped.
 Result = tuple[Row, Cleaned, Fingerprint | None]
@@ -359,23 +354,11 @@ def _start_worker() -> None:
 
 
 def _shown(results: Results, report: Report) -> Generator[Result, None, None]:
-    """Yields documents; shows a bar in a terminal, else a line now and then."""
-    said = time.monotonic()
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    ) as bar:
-        task = bar.add_task("reading", total=None)
+    """Yields documents and shows how far they are."""
+    with cli.Status("reading") as status:
         for chunk in results:
             yield from chunk
-            bar.update(task, description=report.line())
-            if bar.disable and time.monotonic() - said > SAY_EVERY_SECONDS:
-                said = time.monotonic()
-                print(report.line(), file=sys.stderr, flush=True)
+            status.update(report.line())
 
 
 def _sort_in(

@@ -11,7 +11,6 @@ or Japanese take unigram or bpe. The same texts and flags make the same tokenize
 
 import itertools
 import signal
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Generator, Iterable, Sequence
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from lm import cli
 from lm.data.sources import open_source
@@ -32,7 +30,7 @@ SAMPLE_TEXTS = 1000
 SAMPLE_CHARS = 10_000
 EXAMPLES = 5
 EXAMPLE_TOKENS = 40
-SAY_EVERY_SECONDS = 10.0
+SHOW_EVERY_TEXTS = 1000
 
 parser = cli.make_parser(__doc__)
 parser.add_argument(
@@ -183,21 +181,15 @@ def _read(texts: Iterable[str], sample: Reservoir) -> Generator[str, None, None]
     What follows the last text is one call of native code, which Ctrl-C could not end:
     from there on the signal ends the program itself.
     """
-    began = said = time.monotonic()
+    began = time.monotonic()
     count = 0
-    console = Console(stderr=True)
-    with console.status("reading") as status:
+    with cli.Status("reading") as status:
         for count, text in enumerate(texts, 1):
             sample.add(text[:SAMPLE_CHARS])
             yield text
-            now = time.monotonic()
-            if now - said > (0.2 if console.is_terminal else SAY_EVERY_SECONDS):
-                said = now
+            if count % SHOW_EVERY_TEXTS == 0:
                 status.update(f"read {count:,} texts")
-                if not console.is_terminal:
-                    print(f"read {count:,} texts …", file=sys.stderr, flush=True)
-    seconds = time.monotonic() - began
-    print(f"read {count:,} texts in {seconds:.1f} s", file=sys.stderr, flush=True)
+    cli.say(f"read {count:,} texts in {time.monotonic() - began:.1f} s")
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 

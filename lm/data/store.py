@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from lm.cli import Status, say
 from lm.types import UserError
 
 FORMAT = 1
@@ -110,7 +108,7 @@ def open_store(
         if store is not None:
             return store
         if trouble:
-            _say(f"the cache {folder} is damaged ({trouble}); it is built again")
+            say(f"the cache {folder} is damaged ({trouble}); it is built again")
         if is_alone:
             for left in cache.glob(f".{folder.name}.*.tmp"):
                 shutil.rmtree(left, ignore_errors=True)
@@ -197,17 +195,23 @@ def _build(
     try:
         with _writes(folder.parent):
             temporary.mkdir()
-        with contextlib.closing(_Writer(temporary)) as writer, _Report(name) as report:
+        began, line = time.monotonic(), f"encoding {name}"
+        with contextlib.closing(_Writer(temporary)) as writer, Status(line) as status:
             for chunk in documents():
                 with _writes(folder.parent):
                     writer.add(chunk)
-                report.update(writer.num_docs, writer.num_values)
+                line = (
+                    f"encoded {name}: {writer.num_docs:,} documents, "
+                    f"{writer.num_values:,} tokens"
+                )
+                status.update(line)
             if not writer.num_docs:
                 raise UserError(f"{name} has no text; check its path and its split")
             with _writes(folder.parent):
                 writer.finish(key)
         with _writes(folder.parent):
             _move(temporary, folder)
+        say(f"{line} in {time.monotonic() - began:.1f} s")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -320,7 +324,7 @@ def _lock(cache: Path, key: str, name: str) -> Iterator[bool]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _say(f"waiting for another process that encodes {name}")
+            say(f"waiting for another process that encodes {name}")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
             is_alone = False
@@ -342,47 +346,3 @@ def _writes(cache: Path) -> Iterator[None]:
             f"cannot write encoded text to {cache}: {error.strerror}; set "
             "data.cache_dir to a folder that can be written"
         ) from error
-
-
-class _Report:
-    """Progress on standard error: a bar in a terminal, else a line now and then."""
-
-    every_seconds = 10.0
-
-    def __init__(self, name: str):
-        self._name = name
-        self._began = self._said = time.monotonic()
-        self._line = ""
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        )
-        self._task = self._bar.add_task(f"encoding {name}", total=None)
-
-    def __enter__(self) -> "_Report":
-        self._bar.start()
-        return self
-
-    def __exit__(self, kind: type | None, *_) -> None:
-        self._bar.stop()
-        if kind is None:
-            _say(f"{self._line} in {time.monotonic() - self._began:.1f} s")
-
-    def update(self, num_docs: int, num_values: int) -> None:
-        """Shows how far it is."""
-        self._line = (
-            f"encoded {self._name}: {num_docs:,} documents, {num_values:,} tokens"
-        )
-        self._bar.update(self._task, description=self._line)
-        now = time.monotonic()
-        if self._bar.disable and now - self._said > self.every_seconds:
-            self._said = now
-            _say(self._line + " …")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

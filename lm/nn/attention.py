@@ -205,11 +205,9 @@ def _cudnn_lacks(query: Array, softcap: float, drops: bool) -> str:
 
 
 def _splash_lacks(query, key, mask: Mask, bias, drops: bool) -> str:
-    T, S, H = query.shape[1], key.shape[1], query.shape[3]
+    T, S = query.shape[1], key.shape[1]
     if T % 128 or S % 128:
         return f"lengths {T} and {S} (multiples of 128 only)"
-    if jax.default_backend() == "tpu" and H % 128:
-        return f"head_dim {H} (multiples of 128 only)"
     if mask.prefix is not None or mask.query_index is not None:
         return "prefix or cache"
     return "bias" if bias is not None else "dropout" if drops else ""
@@ -224,12 +222,14 @@ def _splash(query: Array, key: Array, value: Array, mask: Mask, softcap: float):
         segments = None
         if query_segments is not None:
             segments = splash_attention_kernel.SegmentIds(query_segments, key_segments)
-        query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
-        in_axes = (0, 0, 0, None if segments is None else 0)
-        attended: Array = jax.vmap(kernel, in_axes)(
-            query * H**-0.5, key, value, segments
+        # The kernel wants multiples of 128; zeros add nothing to a product.
+        pad = ((0, 0), (0, 0), (0, 0), (0, -H % 128))
+        query, key, value = (
+            jnp.pad(x, pad).swapaxes(1, 2) for x in (query * H**-0.5, key, value)
         )
-        return attended.swapaxes(1, 2)
+        in_axes = (0, 0, 0, None if segments is None else 0)
+        attended: Array = jax.vmap(kernel, in_axes)(query, key, value, segments)
+        return attended.swapaxes(1, 2)[..., :H]
 
     operands = (query, key, value, mask.query_segments, mask.key_segments)
     mesh = jax.sharding.get_abstract_mesh()

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
-from lm import tree
+from lm import cli, tree
 from lm.config import check_choice
 from lm.train.state import TrainState
 from lm.types import Array, Params, PyTree, UserError
@@ -353,4 +353,4 @@ def _sum_of_bits(x: Array) -> Array:
 
 def _say(line: str) -> None:
     if jax.process_index() == 0:
-        print(line, file=sys.stderr, flush=True)
+        cli.say(line)

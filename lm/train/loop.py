@@ -289,11 +289,13 @@ def _check_skipped(
     if in_row >= config.guard.max_skipped:
         last = checkpoints.latest_step()
         kept = (
-            "no checkpoint was" if last is None else f"the checkpoint of step {last} is"
+            "there is no checkpoint"
+            if last is None
+            else f"the checkpoint of step {last} is kept"
         )
         raise UserError(
             f"stopped at step {step}: {in_row} updates in a row were skipped because "
-            f"the loss was not finite or spiked; {kept} was kept; lower "
+            f"the loss was not finite or spiked; {kept}; lower "
             "optim.learning_rate, raise warmup_steps, or set optim.grad_clip_norm, "
             "and train into another --workdir"
         )

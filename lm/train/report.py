@@ -12,6 +12,7 @@ import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lm import cli
 from lm import metrics as metrics_lib
 from lm.train.evaluation import add
 
@@ -153,7 +154,7 @@ class Display:
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         elif not self._quiet:
-            print(line, file=sys.stderr, flush=True)
+            cli.say(line)
 
     def show(self, step: int, values: Mapping[str, Any]) -> None:
         """Shows training metrics."""

@@ -219,7 +219,7 @@ def test_a_run_that_diverges_stops_with_the_last_good_checkpoint(make_config, tm
     )
     said = mistake(config, tmp_path)
     assert "3 updates in a row were skipped" in said
-    assert "lower optim.learning_rate" in said
+    assert "is kept; lower optim.learning_rate" in said
 
 
 def test_profiling_leaves_a_trace_even_if_the_run_ends_first(make_config, tmp_path):
