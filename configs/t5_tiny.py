@@ -7,8 +7,8 @@ Raffel et al. (2020), https://arxiv.org/abs/1910.10683, in 2 + 2 layers x 128.
         --sentinels=32 --output=data/tokenizers/kjv_t5
     python -m lm.train --config=configs/t5_tiny.py --workdir=runs/t5_tiny
 
-Expected: a loss of 2.90 on the missing spans of validation and test verses, 48% of the
-tokens right, in 2.6 minutes on 2 CPU cores.
+Expected: a loss of 2.9 on the missing spans of validation and test verses, 48% of the
+tokens right, in 3 minutes on 2 CPU cores.
 """
 
 from lm.config import to_config_dict
