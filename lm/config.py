@@ -8,6 +8,7 @@ dataclass and nowhere else; an unknown key or a value of another type is an erro
 import ast
 import dataclasses
 import json
+import math
 import runpy
 import typing
 from collections.abc import Mapping, Sequence
@@ -87,6 +88,18 @@ def check_choice(where: str, value: str, choices: Sequence[str]) -> None:
     """Raises a UserError that names the nearest choice unless `value` is one."""
     if value not in choices:
         raise UserError(f"unknown {where} {value!r}{suggest(value, sorted(choices))}")
+
+
+def check_range(
+    where: str, value: float, least: float, below: float = math.inf
+) -> None:
+    """Raises a UserError unless least <= value < below; a NaN never is.
+
+    >>> check_range("optim.b1", 0.9, 0, 1)
+    """
+    if not least <= value < below:
+        limit = f" and less than {below}" if below < math.inf else ""
+        raise UserError(f"{where} must be at least {least}{limit}, not {value}")
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:

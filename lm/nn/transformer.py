@@ -15,7 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from lm.config import check_choice
+from lm.config import check_choice, check_range
 from lm.nn import positions as position_codes
 from lm.nn.attention import IMPLEMENTATIONS, Mask, dot_product_attention
 from lm.nn.layers import Einsum, Embed, Norm, declare
@@ -128,8 +128,20 @@ class TransformerConfig:
         }.items():
             check_choice(f"model.{name}", getattr(self, name), choices)
         for name in ("vocab_size", "emb_dim", "num_layers", "num_heads", "max_len"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name} must be at least 1")
+            check_range(f"model.{name}", getattr(self, name), 1)
+        for name in (
+            *("num_kv_heads", "head_dim", "mlp_dim", "window", "norm_eps"),
+            *("attention_softcap", "logit_softcap", "init_stddev", "embed_stddev"),
+        ):
+            check_range(f"model.{name}", getattr(self, name), 0)
+        for name in ("dropout_rate", "attention_dropout_rate"):
+            check_range(f"model.{name}", getattr(self, name), 0, 1)
+        check_range("model.rope_theta", self.rope_theta, 1)
+        check_range("model.relative_buckets", self.relative_buckets, 4)
+        least = self.relative_buckets // 2 + 1
+        check_range("model.relative_max_distance", self.relative_max_distance, least)
+        if self.position_encoding == "sinusoidal" and self.emb_dim % 2:
+            raise UserError("model.emb_dim must be even for sinusoidal positions")
         if not self.head_dim and self.emb_dim % self.num_heads:
             raise UserError(
                 f"model.emb_dim {self.emb_dim} does not divide by model.num_heads "

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from lm.config import from_config_dict
+from lm.config import check_range, from_config_dict
 from lm.data.pipeline import DataConfig
 from lm.models import MODELS
 from lm.nn.transformer import TransformerConfig
@@ -27,6 +27,10 @@ class EvalConfig:
     batch_size: int = 0
     max_batches: int = 0
 
+    def __post_init__(self):
+        check_range("eval.batch_size", self.batch_size, 0)
+        check_range("eval.max_batches", self.max_batches, 0)
+
 
 @dataclass(frozen=True)
 class GuardConfig:
@@ -44,6 +48,11 @@ class GuardConfig:
     spike_ratio: float = 3.0
     spike_warmup: int = 50
     max_skipped: int = 20
+
+    def __post_init__(self):
+        check_range("guard.spike_ratio", self.spike_ratio, 0)
+        check_range("guard.spike_warmup", self.spike_warmup, 0)
+        check_range("guard.max_skipped", self.max_skipped, 1)
 
 
 @dataclass(frozen=True)
@@ -94,8 +103,10 @@ class Config:
             "log_every_steps",
             "checkpoint_every_steps",
         ):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1")
+            check_range(name, getattr(self, name), 1)
+        check_range("warmup_steps", self.warmup_steps, 0)
+        check_range("eval_every_steps", self.eval_every_steps, 0)
+        check_range("seed", self.seed, 0, 2**31)
         if self.batch_size % self.grad_accum_steps:
             raise UserError(
                 f"batch_size {self.batch_size} does not divide by grad_accum_steps "

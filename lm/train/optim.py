@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from lm import tree
-from lm.config import check_choice
+from lm.config import check_choice, check_range
 from lm.types import Array, Params, PyTree, UserError
 
 OPTIMIZERS = ("adamw", "lion", "adafactor", "muon", "lamb", "sgd")
@@ -70,14 +70,12 @@ class OptimConfig:
         check_choice("optim.name", self.name, OPTIMIZERS)
         check_choice("optim.schedule", self.schedule, SCHEDULES)
         for name in ("b1", "b2", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"optim.{name} must be at least 0 and less than 1")
+            check_range(f"optim.{name}", getattr(self, name), 0, 1)
         for name in ("final_fraction", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"optim.{name} must be from 0 to 1")
         for name in ("learning_rate", "eps", "weight_decay", "grad_clip_norm"):
-            if getattr(self, name) < 0:
-                raise UserError(f"optim.{name} must not be negative")
+            check_range(f"optim.{name}", getattr(self, name), 0)
         parse_scales(self.lr_scales)
 
 
