@@ -55,6 +55,8 @@ class Loaded:
 def prepare(workdir: Path, config: Config) -> Tokenizer:
     """Makes a workdir, or checks that one was made by the same config.
 
+    One without a checkpoint has nothing to lose, and is made anew.
+
     Returns the tokenizer, which from then on is the workdir's own copy.
 
     Raises:
@@ -65,7 +67,8 @@ def prepare(workdir: Path, config: Config) -> Tokenizer:
     check_vocabulary(config, tokenizer)
     path = workdir / "config.json"
     values = json.loads(json.dumps(dataclasses.asdict(config)))
-    if path.exists():
+    is_begun = (workdir / "checkpoints").exists()
+    if is_begun:
         check_same(workdir, config_lib.read(path), values)
         made_with = tokenizers.load(workdir / "tokenizer")
         if made_with.fingerprint != tokenizer.fingerprint:
@@ -76,8 +79,8 @@ def prepare(workdir: Path, config: Config) -> Tokenizer:
     if jax.process_index() == 0:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            if not (workdir / "tokenizer").exists():
-                tokenizer.save(workdir / "tokenizer")
+            if not is_begun:
+                tokenizer.save(workdir / "tokenizer", overwrite=True)
             _write(workdir / "versions.json", versions())
             _write(path, values)
         except OSError as error:

@@ -166,6 +166,21 @@ def test_another_config_is_refused_and_nothing_is_lost(make_config, tmp_path):
     assert train(config, tmp_path)["step"] == 6
 
 
+def test_a_mistake_before_the_first_checkpoint_does_not_claim_the_workdir(
+    make_config, corpus, tmp_path
+):
+    data = DataConfig(
+        sources=(str(tmp_path / "nothere.txt"),),
+        tokenizer=str(corpus / "sentinels"),
+        data_dir=str(corpus),
+    )
+    assert "nothere.txt" in mistake(make_config(data=data), tmp_path / "run")
+    config = make_config()
+    assert train(config, tmp_path / "run")["step"] == 6
+    loaded = workdir_lib.load(tmp_path / "run")
+    assert loaded.config == config and not loaded.tokenizer.sentinel_ids
+
+
 def test_changed_texts_are_noticed_on_resuming(make_config, corpus, tmp_path):
     texts = tmp_path / "texts.jsonl"
     texts.write_text((corpus / "train.jsonl").read_text())
