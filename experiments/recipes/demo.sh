@@ -9,9 +9,8 @@ tokenizer=data/tokenizers/kjv
 
 say() { printf '\n== %s\n' "$*"; }
 
-train() {
-  "$python" -m lm.train --config="configs/$1_tiny.py" --workdir="$demo/$1"
-}
+train_gpt=("$python" -m lm.train --config=configs/gpt_tiny.py --workdir="$demo/gpt")
+train_bert=("$python" -m lm.train --config=configs/bert_tiny.py --workdir="$demo/bert")
 
 say "Fetch a real corpus: the King James Bible"
 "$python" -m tools.fetch_data kjv
@@ -21,7 +20,7 @@ say "Train a tokenizer on it"
   --kind=unigram --vocab-size=2048 --output="$tokenizer"
 
 say "Pretrain a GPT, and kill it (kill -9) once it has a checkpoint"
-train gpt &
+"${train_gpt[@]}" &
 pid=$!
 until [ -e "$demo/gpt/checkpoints/200" ] || ! kill -0 "$pid" 2>/dev/null; do
   sleep 1
@@ -30,10 +29,10 @@ kill -9 "$pid" 2>/dev/null || true
 wait "$pid" 2>/dev/null || true
 
 say "The same command goes on from the checkpoint"
-train gpt
+"${train_gpt[@]}"
 
 say "Pretrain a BERT"
-train bert
+"${train_bert[@]}"
 
 say "Evaluate both on text that neither has seen"
 for model in gpt bert; do

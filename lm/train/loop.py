@@ -120,6 +120,7 @@ def train(config: Config, workdir: Path, profile: range = range(0)) -> dict[str,
     run = build(config, tokenizer)
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
     with (
+        workdir_lib.alone(workdir),
         sharding.use(run.mesh, config.mesh),
         contextlib.closing(checkpoints),
         on_signal() as stop,

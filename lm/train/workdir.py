@@ -3,11 +3,13 @@
 config.json  versions.json  tokenizer/  checkpoints/  metrics.jsonl  events.…
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,29 @@ def prepare(workdir: Path, config: Config) -> Tokenizer:
                 "another --workdir"
             ) from error
     return tokenizer
+
+
+@contextlib.contextmanager
+def alone(workdir: Path) -> Iterator[None]:
+    """Keeps a second run out of a workdir; the kernel frees it when this one ends.
+
+    Raises:
+        UserError: If another process trains there.
+    """
+    if jax.process_index() != 0:
+        yield
+        return
+    with (workdir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process trains in {workdir}; wait for it, end it, or choose "
+                "another --workdir"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:

@@ -166,6 +166,13 @@ def test_another_config_is_refused_and_nothing_is_lost(make_config, tmp_path):
     assert train(config, tmp_path)["step"] == 6
 
 
+def test_a_second_run_is_kept_out_of_a_workdir(make_config, tmp_path):
+    config = make_config()
+    with workdir_lib.alone(tmp_path):
+        assert "another process trains in" in mistake(config, tmp_path)
+    assert train(config, tmp_path)["step"] == 6
+
+
 def test_a_mistake_before_the_first_checkpoint_does_not_claim_the_workdir(
     make_config, corpus, tmp_path
 ):
