@@ -6,9 +6,11 @@ import difflib
 import errno
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from rich.console import Console
@@ -28,6 +30,22 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 T = TypeVar("T")
+
+_OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|[Oo]ut of memory")
+
+
+class Ended(Exception):  # noqa: N818
+    """A command was asked to end before its work was done.
+
+    Attributes:
+        result: What `--json` prints.
+        status: The exit status.
+    """
+
+    def __init__(self, result: dict[str, Any], status: int):
+        """Takes both."""
+        super().__init__(status)
+        self.result, self.status = result, status
 
 
 class Parser(argparse.ArgumentParser):
@@ -148,6 +166,9 @@ def run(
         parser: From `make_parser`.
         **parse_options: For `parse`.
     """
+    # Closed by whoever started us (`>&-`); Python has None there.
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     args, extra = parse(parser, sys.argv[1:], **parse_options)
     stdout = sys.stdout
     hidden = (
@@ -163,6 +184,10 @@ def run(
         sys.stdout.flush()
     except UserError as error:
         sys.exit(_fail(error, 1))
+    except Ended as end:
+        if args.json:
+            print(json.dumps(end.result), file=stdout, flush=True)
+        sys.exit(end.status)
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
     except BrokenPipeError:
@@ -175,6 +200,12 @@ def run(
         sys.exit(
             _fail(f"no space left to write {error.filename or 'a file'}; free some", 1)
         )
+    except (MemoryError, RuntimeError) as error:
+        # XLA's errors are RuntimeErrors; JAX need not be loaded to know them.
+        if not (isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error))):
+            raise
+        line = " ".join(str(error).split())[:120]
+        sys.exit(_fail(f"out of memory: {line}; ask for less at a time", 1))
     sys.exit(0)
 
 

@@ -176,8 +176,11 @@ def read(path: Path) -> dict[str, Any]:
         UserError: If the file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text())
+        values = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"no {path}; is {path.parent} a workdir of lm.train?") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a JSON object; bring it back from a copy")
+    return values

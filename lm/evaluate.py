@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lm import cli
+from lm.config import check_range
 from lm.types import UserError
 
 parser = cli.make_parser(__doc__)
@@ -38,6 +39,8 @@ def main(args: Namespace) -> dict[str, Any]:
     from lm.train.evaluation import evaluate
     from lm.train.step import make_eval_step
 
+    for name in ("stride", "batch_size", "max_batches"):
+        check_range(f"--{name.replace('_', '-')}", getattr(args, name), 0)
     loaded = workdir.load(Path(args.workdir), args.step)
     config, task, data = loaded.config, loaded.task, loaded.config.data
     if args.stride:

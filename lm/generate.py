@@ -141,6 +141,8 @@ def _read_prompts(args: Namespace) -> list[str] | None:
             ) from error
         prompts += _lines(_text(content, f"--prompts-file={args.prompts_file}"))
     elif not prompts:
+        if sys.stdin is None:
+            raise UserError("standard input is closed; give --prompt")
         if sys.stdin.isatty():
             return None
         prompts += _lines(_text(sys.stdin.buffer.read(), "standard input"))

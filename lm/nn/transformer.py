@@ -123,7 +123,7 @@ class TransformerConfig:
             "norm_position": ("pre", "post"),
             "activation": (*ACTIVATIONS, *GATED),
             "attention": IMPLEMENTATIONS,
-            "dtype": ("float32", "bfloat16", "float16"),
+            "dtype": ("float32", "bfloat16"),
             "remat": tuple(REMAT_POLICIES),
         }.items():
             check_choice(f"model.{name}", getattr(self, name), choices)

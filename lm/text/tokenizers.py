@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lm.config import check_choice
+from lm.config import check_choice, check_range
 from lm.text import huggingface_tokenizer, sentencepiece_tokenizer
 from lm.text.sentencepiece_tokenizer import SentencePieceTokenizer
 from lm.text.tokenizer import CONFIG, ByteTokenizer, Tokenizer
@@ -129,6 +129,7 @@ def train(
     """
     check_choice("kind", kind, KINDS)
     check_choice("normalization", normalization, NORMALIZATIONS)
+    check_range("the vocabulary's size", vocab_size, 0, 2**31)
     if not 0.98 <= character_coverage <= 1:
         raise UserError(
             f"character_coverage is {character_coverage}; it must be from 0.98 to 1"

@@ -21,7 +21,10 @@ parser.add_argument(
 )
 parser.add_argument("--workdir", required=True, help="the folder of the run")
 parser.add_argument(
-    "--profile", default="", metavar="A:B", help="trace steps A to B into the workdir"
+    "--profile",
+    default="",
+    metavar="A:B",
+    help="trace steps A to B into the workdir; xprof opens it",
 )
 parser.add_argument(
     "--distributed", action="store_true", help="one of several hosts (TPU pods, Slurm)"
@@ -32,17 +35,25 @@ def main(args: Namespace, overrides: list[str]) -> dict[str, Any]:
     """Checks what was given before anything slow is imported, then trains."""
     values = config_lib.load(args.config, overrides)
     profile = _steps(args.profile)
+    if not args.workdir:
+        raise UserError("--workdir is empty; name a folder")
     if args.distributed:
         import jax
 
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except (ValueError, RuntimeError) as error:
+            line = " ".join(str(error).split())
+            raise UserError(
+                f"--distributed: {line}; leave it out on a single host"
+            ) from error
     from lm.train.config import Config
     from lm.train.loop import train
 
     result = train(Config.of(values), Path(args.workdir), profile)
     if number := result.get("signal"):
         print(f"stopped at step {result['step']}; the same command goes on from there")
-        raise SystemExit(128 + number)
+        raise cli.Ended(result, 128 + number)
     return result
 
 

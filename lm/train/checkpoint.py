@@ -9,6 +9,7 @@ never deleted.
 import gc
 import json
 import logging
+import math
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -36,13 +37,13 @@ class CheckpointConfig:
         keep_last: The newest ones, at least 1.
         keep_best: The best ones by `best_metric`; a checkpoint is then written at
             every evaluation.
-        best_metric: An evaluation's metric, for example `eval/validation/loss`.
+        best_metric: Of an evaluation, for example `loss` or `accuracy`.
         best_mode: Whether `min` or `max` is best.
     """
 
     keep_last: int = 2
     keep_best: int = 1
-    best_metric: str = "eval/validation/loss"
+    best_metric: str = "loss"
     best_mode: str = "min"
 
     def __post_init__(self):
@@ -51,6 +52,10 @@ class CheckpointConfig:
             raise UserError("checkpoint.keep_last must be at least 1")
         if self.keep_best < 0:
             raise UserError("checkpoint.keep_best must not be negative")
+
+
+# What keeps a checkpoint from being read and is no fault of the checkpoint's.
+NOT_DAMAGE = ("PermissionError", "PERMISSION_DENIED", "MemoryError", "ut of memory")
 
 
 class Checkpoints:
@@ -75,7 +80,10 @@ class Checkpoints:
             )
         self._manager = ocp.CheckpointManager(
             self._folder,
-            item_names=("state", "meta"),
+            item_handlers={
+                "state": ocp.PyTreeCheckpointHandler(),
+                "meta": ocp.JsonCheckpointHandler(),
+            },
             options=ocp.CheckpointManagerOptions(
                 create=False,
                 best_fn=self._score,  # without it Orbax writes no metrics
@@ -85,16 +93,19 @@ class Checkpoints:
 
     def _score(self, metrics: Mapping[str, float]) -> float:
         """Returns a number that is highest for the best checkpoint."""
-        name = self._config.best_metric
-        if name not in metrics:
-            raise UserError(
-                f"checkpoint.best_metric {name!r} is none of {', '.join(metrics)}"
-            )
-        return metrics[name] * (1 if self._config.best_mode == "max" else -1)
+        sign = 1 if self._config.best_mode == "max" else -1
+        for name, value in metrics.items():
+            if name.rpartition("/")[2] == self._config.best_metric and value == value:
+                return sign * value
+        return -math.inf
 
     def steps(self) -> list[int]:
         """Returns the steps of all complete checkpoints, in rising order."""
         return sorted(self._manager.all_steps(read=True))
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """Returns the metrics that were saved with a checkpoint, often none."""
+        return self._manager.metrics(step) or {}
 
     def latest_step(self) -> int | None:
         """Returns the newest step, or None; waits for one that is being written."""
@@ -119,8 +130,6 @@ class Checkpoints:
         Raises:
             UserError: If there is no space for it, or the last one was not written.
         """
-        if metrics:
-            self._score(metrics)  # a wrong name ends the run before it is written
         self.wait()
         self._check_space(state)
         meta = {"position": dict(position), "checksums": checksums(state)}
@@ -160,16 +169,21 @@ class Checkpoints:
         Raises:
             UserError: If there are checkpoints and none is sound.
         """
-        for path in sorted(self._folder.glob("*.orbax-checkpoint-tmp*")):
-            self._set_aside(path, "it is half written")
+        if jax.process_index() == 0:
+            for path in sorted(self._folder.glob("[0-9]*.orbax-checkpoint-tmp*")):
+                self._set_aside(path, "it is half written")
         found = self.steps()
         for step in reversed(found):
             try:
                 state, meta = self._read(step, abstract)
                 return state, meta["position"]
             except _DamagedError as error:
-                self._set_aside(self._folder / str(step), str(error))
-        if found:
+                if jax.process_index() == 0:
+                    self._set_aside(self._folder / str(step), str(error))
+                if jax.process_count() > 1:
+                    multihost_utils.sync_global_devices(f"set aside {step}")
+                self._manager.reload()
+        if found or any(self._folder.glob("damaged-*[0-9]")):
             raise UserError(
                 f"none of the checkpoints in {self._folder} is sound; bring one back "
                 "from a copy, or choose another --workdir"
@@ -212,12 +226,12 @@ class Checkpoints:
             scores = {
                 number: self._score(metrics)
                 for number in steps
-                if (metrics := self._manager.metrics(number))
+                if (metrics := self.metrics(number))
             }
-            if not scores:
+            if max(scores.values(), default=-math.inf) == -math.inf:
                 raise UserError(
-                    f"no checkpoint in {self._folder} was evaluated, so none is best; "
-                    "use --step=latest"
+                    f"no checkpoint in {self._folder} has the metric "
+                    f"{self._config.best_metric!r}, so none is best; use --step=latest"
                 )
             return max(scores, key=lambda number: scores[number])
         if not str(step).isdigit() or int(step) not in steps:
@@ -239,7 +253,10 @@ class Checkpoints:
             meta=ocp.args.JsonRestore(),
         )
         self._check_sizes(step)
+        self._check_shapes(step, abstract)
         read, trouble = _attempt(lambda: self._manager.restore(step, args=parts))
+        if read is None and any(word in trouble for word in NOT_DAMAGE):
+            raise UserError(f"cannot read {self._folder / str(step)}: {trouble}")
         if read is None:
             raise _DamagedError(trouble)
         expected = read.meta.get("checksums", {})
@@ -256,11 +273,7 @@ class Checkpoints:
             number += 1
             kept = path.with_name(f"damaged-{path.name}-{number}")
         _say(f"checkpoint {path} is passed over: {why}; kept as {kept.name}")
-        if jax.process_index() == 0:
-            path.rename(kept)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"set aside {path.name}")
-        self._manager.reload()
+        path.rename(kept)
 
     def _check_sizes(self, step: int) -> None:
         """Raises if a file is shorter than written, which TensorStore says at length.
@@ -268,16 +281,28 @@ class Checkpoints:
         A run killed just after a checkpoint leaves it without `files.json`.
         """
         path = self._folder / str(step) / "files.json"
-        if not path.exists():
-            return
         try:
-            sizes = json.loads(path.read_text())
-        except ValueError:
-            raise _DamagedError("files.json is not JSON") from None
+            sizes = dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            return  # the checksums tell as well, if less clearly
         for name, size in sizes.items():
             file = path.parent / name
             if not file.exists() or file.stat().st_size != size:
                 raise _DamagedError(f"{name} is missing or not as long as written")
+
+    def _check_shapes(self, step: int, abstract: PyTree) -> None:
+        """Raises a UserError if a checkpoint is of another model: that is no damage."""
+        saved, _ = _attempt(lambda: self._manager.item_metadata(step)["state"].tree)
+        if saved is None:
+            return
+        shapes = _shapes(saved)
+        for name, shape in _shapes(abstract).items():
+            if shapes.get(name, shape) != shape:
+                raise UserError(
+                    f"the checkpoint {self._folder / str(step)} is of another model: "
+                    f"{name} is {shapes[name]} there and {shape} here; bring back its "
+                    "config.json, or choose another --workdir"
+                )
 
     def wait(self) -> None:
         """Waits until everything is on disk.
@@ -301,7 +326,9 @@ class Checkpoints:
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         }
-        (folder / "files.json").write_text(json.dumps(sizes))
+        temporary = folder / "files.tmp"
+        temporary.write_text(json.dumps(sizes))
+        temporary.replace(folder / "files.json")
 
     def close(self) -> None:
         """Waits, and ends the background threads."""
@@ -331,7 +358,7 @@ class _DamagedError(Exception):
 
 
 def checksums(state: PyTree) -> dict[str, int]:
-    """Returns the sum, modulo 2³², of the bits of each leaf, by the leaf's name.
+    """Returns a sum, modulo 2³², of the bits of each leaf, by the leaf's name.
 
     It does not depend on how a leaf is laid over devices.
     """
@@ -348,7 +375,21 @@ def checksums(state: PyTree) -> dict[str, int]:
 def _sum_of_bits(x: Array) -> Array:
     kind = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
     bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32)
-    return bits.sum(dtype=jnp.uint32)
+    # Odd weights, different by place: swapped values change the sum, and so does a bit.
+    weights = jnp.uint32(1)
+    for axis in range(x.ndim):
+        place = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        weights = weights + place * jnp.uint32(2 * (0x9E3779B1 * (axis + 1) % 2**30))
+    return (bits * weights).sum(dtype=jnp.uint32)
+
+
+def _shapes(state: PyTree) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each leaf by its name."""
+    found = {}
+    tree.map_with_names(
+        lambda name, leaf: found.setdefault(name, tuple(leaf.shape)), state
+    )
+    return found
 
 
 def _say(line: str) -> None:

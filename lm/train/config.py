@@ -36,7 +36,7 @@ class EvalConfig:
 class GuardConfig:
     """When an update is skipped, and when the run stops.
 
-    A step whose loss or gradient is not finite is always skipped.
+    A step whose loss, gradient or update is not finite is always skipped.
 
     Attributes:
         spike_ratio: Also skip a step whose loss exceeds this many times its running

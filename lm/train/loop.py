@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from lm import metrics as metrics_lib
 from lm import sharding, tree
+from lm.cli import suggest
 from lm.data.pipeline import Pipeline, build_pipeline
 from lm.models import build_model
 from lm.tasks import Task, build_task
@@ -23,7 +24,7 @@ from lm.train.checkpoint import Checkpoints
 from lm.train.config import Config
 from lm.train.evaluation import evaluate, put
 from lm.train.optim import make_optimizer, make_schedule
-from lm.train.state import TrainState, abstract_state, init_state
+from lm.train.state import TrainState, abstract_state, check_memory, init_state
 from lm.train.step import make_eval_step, make_train_step
 from lm.train.stop import Stop, on_signal
 from lm.types import Batch, Params, UserError
@@ -116,15 +117,19 @@ def train(config: Config, workdir: Path, profile: range = range(0)) -> dict[str,
         UserError: If something given does not fit, or too many updates in a row were
             skipped.
     """
-    tokenizer = workdir_lib.prepare(workdir, config)
-    run = build(config, tokenizer)
+    with workdir_lib.alone(workdir):
+        run = build(config, workdir_lib.prepare(workdir, config))
+        with sharding.use(run.mesh, config.mesh):
+            return _train(run, workdir, profile)
+
+
+def _train(run: Run, workdir: Path, profile: range) -> dict[str, Any]:
+    """Finds out where to begin, and that nothing later will fail, and begins."""
+    config = run.config
+    check_memory(run.abstract)
+    _check_evaluation(run)
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
-    with (
-        workdir_lib.alone(workdir),
-        sharding.use(run.mesh, config.mesh),
-        contextlib.closing(checkpoints),
-        on_signal() as stop,
-    ):
+    with contextlib.closing(checkpoints):
         restored = checkpoints.restore(run.abstract)
         state, position = restored or (run.init(), {})
         first_step = int(state.step)
@@ -133,7 +138,11 @@ def train(config: Config, workdir: Path, profile: range = range(0)) -> dict[str,
         _check_position(workdir, position, batches)
         display = report.Display(config.num_train_steps, first_step)
         writer = report.Writer(workdir, first_step)
-        with contextlib.closing(writer), contextlib.closing(display):
+        with (
+            contextlib.closing(writer),
+            contextlib.closing(display),
+            on_signal() as stop,
+        ):
             display.say(
                 f"{config.model.name}: {tree.count(state.params):,} parameters, "
                 f"{batches.num_rows:,} rows an epoch, {jax.device_count()} x "
@@ -167,15 +176,17 @@ def _loop(
     config = run.config
     first_step = step = int(state.step)
     profile = range(max(profile.start, first_step), profile.stop)
-    results: dict[str, float] = {}
+    results = checkpoints.metrics(step) if step else {}
+    is_evaluated = bool(results)
     stream = iter(batches)
-    window, pending = None, None
+    window = report.Window(step, perf.peak_flops())
+    pending = None
+    costs: dict[tuple[int, ...], tuple[int, float]] = {}
     began = time.perf_counter()
 
-    def read(metrics: metrics_lib.Metrics) -> None:
+    def read(metrics: metrics_lib.Metrics, tokens: int, flops: float) -> None:
         """Takes in the metrics of the step before the one just dispatched."""
-        assert window is not None
-        window.read(metrics)
+        window.read(metrics, tokens, flops)
         _check_skipped(config, window.step, metrics, checkpoints)
         if window.step == first_step + 1:
             seconds = time.perf_counter() - began
@@ -191,37 +202,41 @@ def _loop(
         stopped = stop.reached(step)
         ends = is_last or stopped
         evaluates = is_last or _due(step, config.eval_every_steps)
-        evaluates &= not stopped
+        evaluates &= step > 0 and not stopped
+        evaluates &= step > first_step or not is_evaluated
         saves = ends or _due(step, config.checkpoint_every_steps)
         saves |= evaluates and config.checkpoint.keep_best > 0
         if pending is not None and (ends or evaluates or saves):
-            read(pending)
+            read(*pending)
             pending = None
         pause = time.perf_counter()
-        if evaluates and (step > first_step or is_last):
+        if evaluates:
             results = _evaluate(run, state)
             writer.write(step, results)
             display.say(report.summary(step, results))
         if saves and step > first_step:
             position = {"row": step * config.batch_size, "data": batches.fingerprint}
             checkpoints.save(step, state, position, results if evaluates else {})
-        if window is not None:
-            window.exclude(time.perf_counter() - pause)
+        window.exclude(time.perf_counter() - pause)
         if ends:
             break
+        if step == profile.stop:
+            jax.block_until_ready(state)
         _trace(step, profile, workdir)
         waited = time.perf_counter()
         batch = next(stream)
         waited = time.perf_counter() - waited
-        if window is None:
-            window = _window(run, step, batch)
         window.data_wait += waited
         state, metrics = run.train_step(state, put(run.mesh, batch))
         step += 1
         if pending is not None:
-            read(pending)
-        pending = metrics
+            read(*pending)
+        shape = batch["inputs"].shape
+        if shape not in costs:
+            costs[shape] = _cost(run, batch)
+        pending = (metrics, *costs[shape])
     if profile.start < step <= profile.stop:
+        jax.block_until_ready(state)
         jax.profiler.stop_trace()
     checkpoints.wait()
     return {"step": step, **results} | ({"signal": stop.signal} if stopped else {})
@@ -258,8 +273,8 @@ def _evaluate(run: Run, state: TrainState) -> dict[str, float]:
     return {f"eval/{name}/{metric}": value for metric, value in values.items()}
 
 
-def _window(run: Run, step: int, batch: Mapping[str, Any]) -> report.Window:
-    """Starts the first window, once the shape of a batch is known."""
+def _cost(run: Run, batch: Mapping[str, Any]) -> tuple[int, float]:
+    """Returns the tokens of a batch, over all hosts, and the FLOPs of a step on it."""
     hosts = jax.process_count()
     shapes = {k: (v.shape[0] * hosts, *v.shape[1:]) for k, v in batch.items()}
     tokens = sum(
@@ -267,8 +282,24 @@ def _window(run: Run, step: int, batch: Mapping[str, Any]) -> report.Window:
         for name in ("inputs", "encoder_inputs")
         if name in shapes
     )
-    flops = perf.step_flops(run.config.model, run.abstract.params, shapes)
-    return report.Window(step, tokens, flops, perf.peak_flops())
+    return tokens, perf.step_flops(run.config.model, run.abstract.params, shapes)
+
+
+def _check_evaluation(run: Run) -> None:
+    """Raises a UserError if what evaluations need is not there.
+
+    They come after long training, and the last one before the last checkpoint.
+    """
+    batches = build_batches(run, False)
+    shapes = jax.eval_shape(
+        make_eval_step(run.model, run.task), run.abstract.params, batches.batch(0)
+    )
+    name = run.config.checkpoint.best_metric
+    if name not in shapes:
+        raise UserError(
+            f"checkpoint.best_metric {name!r} is no metric of the task "
+            f"{run.config.task.name}{suggest(name, sorted(shapes))}"
+        )
 
 
 def _check_position(

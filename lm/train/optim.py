@@ -38,9 +38,11 @@ class OptimConfig:
             https://arxiv.org/abs/2404.06395) or `constant`.
         final_fraction: Where `cosine`, `linear` and `wsd` end, relative to the peak.
         decay_fraction: The last share of the steps, in which `wsd` falls.
-        b1: Decay of the first moment; momentum of `muon` and `sgd`.
-        b2: Decay of the second moment.
-        eps: Added to the root of the second moment.
+        b1: Decay of the first moment; momentum of `muon` and `sgd`. `adafactor` has
+            none.
+        b2: Decay of the second moment of `adamw`, `lamb`, `lion` and of what `muon`
+            leaves to Adam; `adafactor` has the paper's own.
+        eps: Added to the root of the second moment of `adamw`, `lamb` and `muon`.
         weight_decay: Decoupled from the gradient, times the learning rate.
         decay: Regexes of the parameters that weight decay acts on.
         freeze: Regexes of the parameters that stay as they are.
@@ -94,6 +96,7 @@ def parse_scales(pairs: tuple[str, ...]) -> list[tuple[str, float]]:
             regex = ""
         if not regex:
             raise UserError(f"optim.lr_scales: {pair!r} is not 'regex=factor'")
+        check_range(f"optim.lr_scales: the factor of {pair!r}", parsed[-1][1], 0)
     return parsed
 
 

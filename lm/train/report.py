@@ -16,6 +16,9 @@ from lm import cli
 from lm import metrics as metrics_lib
 from lm.train.evaluation import add
 
+# Of these a window reports the last step's.
+NOT_AVERAGED = ("optim/learning_rate", "optim/skipped", "optim/skipped_in_row")
+
 
 class Writer:
     """Writes scalars to `metrics.jsonl` and to TensorBoard; process 0 only."""
@@ -58,11 +61,11 @@ def _forget_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError):
+        except (json.JSONDecodeError, KeyError, TypeError):
             continue  # the half line of a killed process
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept))
@@ -76,19 +79,12 @@ class Window:
         step: Steps whose metrics were read.
     """
 
-    def __init__(
-        self, step: int, tokens_per_step: int, flops_per_step: float, peak: float
-    ):
-        """Starts an empty window."""
+    def __init__(self, step: int, peak: float):
+        """Starts an empty window; `peak` is the devices' FLOP/s."""
         self.step = step
-        self._tokens, self._flops, self._peak = tokens_per_step, flops_per_step, peak
-        self._reset()
-
-    def _reset(self) -> None:
+        self._peak = peak
         self._sums = None
-        self._count = self._untimed = 0
-        self.data_wait = 0.0
-        self._start = time.perf_counter()
+        self.restart_clock()
 
     def exclude(self, seconds: float) -> None:
         """Leaves out time that was not spent on steps."""
@@ -96,14 +92,17 @@ class Window:
 
     def restart_clock(self) -> None:
         """Forgets the time so far, for example a compilation's."""
-        self.data_wait = 0.0
+        self.data_wait = self._flops = 0.0
+        self._timed = self._tokens = 0
         self._start = time.perf_counter()
-        self._untimed = self._count
 
-    def read(self, metrics: metrics_lib.Metrics) -> None:
-        """Waits for a step's metrics and adds them."""
+    def read(self, metrics: metrics_lib.Metrics, tokens: int, flops: float) -> None:
+        """Waits for a step's metrics and adds them, and what the step read and did."""
         self._sums = add(self._sums, metrics)
-        self._count += 1
+        self._last = metrics
+        self._timed += 1
+        self._tokens += tokens
+        self._flops += flops
         self.step += 1
 
     def flush(self) -> dict[str, float]:
@@ -114,17 +113,17 @@ class Window:
             name if "/" in name else f"train/{name}": value
             for name, value in metrics_lib.compute(self._sums).items()
         }
-        timed = self._count - self._untimed
-        if timed:
-            rate = timed / elapsed
+        values |= {name: self._last[name].compute() for name in NOT_AVERAGED}
+        if self._timed:
             values |= {
-                "perf/steps_per_sec": rate,
-                "perf/tokens_per_sec": rate * self._tokens,
-                "perf/flops_per_sec": rate * self._flops,
-                "perf/mfu": rate * self._flops / self._peak,
+                "perf/steps_per_sec": self._timed / elapsed,
+                "perf/tokens_per_sec": self._tokens / elapsed,
+                "perf/flops_per_sec": self._flops / elapsed,
+                "perf/mfu": self._flops / elapsed / self._peak,
                 "perf/data_wait_fraction": self.data_wait / elapsed,
             }
-        self._reset()
+        self._sums = None
+        self.restart_clock()
         return values
 
 

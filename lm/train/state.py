@@ -1,5 +1,7 @@
 """The state of a run: one frozen tree, made in place on its devices."""
 
+import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from lm import sharding, tree
-from lm.types import Array, Params, PyTree
+from lm.types import Array, Params, PyTree, UserError
 
 # Every model finds its inputs in these; parameters do not depend on the shape.
 _INPUTS = {
@@ -109,6 +111,28 @@ def _place_like(params: PyTree, opt_state: PyTree, otherwise: Any) -> PyTree:
         return _placed(leaf, like.sharding if same else otherwise)
 
     return tree.map_with_names(place, opt_state)
+
+
+def check_memory(abstract: TrainState) -> None:
+    """Raises a UserError if a device cannot hold its part of the state.
+
+    The devices of a CPU are counted together, against the machine's memory.
+    """
+    device = jax.devices()[0]
+    needed = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(abstract)
+    )
+    limit = (device.memory_stats() or {}).get("bytes_limit", 0)
+    if device.platform == "cpu":
+        needed *= jax.local_device_count()
+        limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if limit and needed > limit:
+        raise UserError(
+            f"the state of the run takes {needed / 1e9:,.1f} GB and there are "
+            f"{limit / 1e9:,.1f} GB; make the model smaller, or shard it over more "
+            "devices with mesh.fsdp"
+        )
 
 
 def init_state(

@@ -28,7 +28,7 @@ def make_train_step(
 ) -> Step:
     """Returns `(state, batch) -> (state, metrics)`.
 
-    A step whose loss or gradient is not finite, or whose loss spikes, leaves
+    A step whose loss, gradient or update is not finite, or whose loss spikes, leaves
     parameters and optimizer as they were and is counted.
     """
 
@@ -48,11 +48,10 @@ def make_train_step(
         weight = jnp.maximum(weight, 1)
         grads = jax.tree.map(lambda g: g / weight, grads)
         loss, grad_norm = total / weight, optax.tree.norm(grads)
-        good = (
-            jnp.isfinite(loss) & jnp.isfinite(grad_norm) & ~_spikes(config, state, loss)
-        )
-
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        update_norm = optax.tree.norm(updates)
+        finite = jnp.isfinite(jnp.stack([loss, grad_norm, update_norm])).all()
+        good = finite & ~_spikes(config, state, loss)
         params = optax.apply_updates(state.params, updates)
         ema_params = state.ema_params
         if ema_params is not None:
@@ -68,7 +67,10 @@ def make_train_step(
         one = jnp.ones(())
         metrics = dict(metrics) | {
             "optim/grad_norm": Mean(grad_norm, one),
-            "optim/update_norm": Mean(optax.tree.norm(updates), one),
+            "optim/update_norm": Mean(update_norm, one),
+        }
+        # A step that was not taken has no part in the means.
+        metrics = jax.tree.map(lambda x: jnp.where(good, x, 0), metrics) | {
             "optim/param_norm": Mean(optax.tree.norm(params), one),
             "optim/learning_rate": Mean(schedule(state.step - state.skipped), one),
             "optim/skipped": Mean(state.skipped + bad, one),
@@ -133,5 +135,6 @@ def _spikes(config: Config, state: TrainState, loss: Array) -> Array:
 
 
 def _mean_loss(state: TrainState, loss: Array) -> Array:
-    decay = jnp.where(state.step == 0, 0.0, MEAN_LOSS_DECAY)
+    is_first = state.step == state.skipped  # none before it was good
+    decay = jnp.where(is_first, 0.0, MEAN_LOSS_DECAY)
     return decay * state.mean_loss + (1 - decay) * loss

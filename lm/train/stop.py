@@ -46,7 +46,10 @@ def on_signal() -> Iterator[Stop]:
 
     # With several hosts the preemption service of JAX listens instead.
     if jax.process_count() == 1:
-        before.update({number: signal.signal(number, ask) for number in _SIGNALS})
+        for number in _SIGNALS:
+            # A script's background job ignores Ctrl-C, and so shall this.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, ask)
     try:
         yield stop
     finally:

@@ -38,7 +38,8 @@ PACKAGES = (
 MAY_CHANGE = (
     *("num_train_steps", "log_every_steps", "eval_every_steps"),
     *("checkpoint_every_steps", "eval", "checkpoint", "mesh", "guard"),
-    *("data.tokenizer", "data.data_dir", "data.prefetch"),
+    *("data.tokenizer", "data.data_dir", "data.cache_dir", "data.prefetch"),
+    *("data.num_workers", "model.remat"),
 )
 
 
@@ -55,55 +56,78 @@ class Loaded:
 
 
 def prepare(workdir: Path, config: Config) -> Tokenizer:
-    """Makes a workdir, or checks that one was made by the same config.
+    """Fills a workdir that is held `alone`, or checks that it fits the config.
 
-    One without a checkpoint has nothing to lose, and is made anew.
+    One without a checkpoint has nothing to lose, and is made anew. One with
+    checkpoints needs no tokenizer but its own copy.
 
-    Returns the tokenizer, which from then on is the workdir's own copy.
+    Returns the tokenizer.
 
     Raises:
         UserError: If the folder cannot be written, was made by another config or
             with another tokenizer, or the tokenizer does not fit the model.
     """
-    tokenizer = tokenizers.load(Path(config.data.tokenizer))
-    check_vocabulary(config, tokenizer)
-    path = workdir / "config.json"
+    original, path = Path(config.data.tokenizer), workdir / "config.json"
     values = json.loads(json.dumps(dataclasses.asdict(config)))
     is_begun = (workdir / "checkpoints").exists()
     if is_begun:
         check_same(workdir, config_lib.read(path), values)
-        made_with = tokenizers.load(workdir / "tokenizer")
-        if made_with.fingerprint != tokenizer.fingerprint:
+        tokenizer = _load_tokenizer(workdir)
+        given = tokenizers.load(original) if original.exists() else tokenizer
+        if given.fingerprint != tokenizer.fingerprint:
             raise UserError(
-                f"{workdir} was made with another tokenizer than "
-                f"{config.data.tokenizer}; choose another --workdir"
+                f"{workdir} was made with another tokenizer than {original}; choose "
+                "another --workdir"
             )
+    else:
+        tokenizer = tokenizers.load(original)
+    check_vocabulary(config, tokenizer)
     if jax.process_index() == 0:
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
+        with _writes(workdir):
             if not is_begun:
                 tokenizer.save(workdir / "tokenizer", overwrite=True)
             _write(workdir / "versions.json", versions())
             _write(path, values)
-        except OSError as error:
-            raise UserError(
-                f"cannot write to the workdir {workdir}: {error.strerror}; choose "
-                "another --workdir"
-            ) from error
     return tokenizer
+
+
+def _load_tokenizer(workdir: Path) -> Tokenizer:
+    """Loads a workdir's copy; another one, newly trained, would not be the same."""
+    folder = workdir / "tokenizer"
+    if not folder.exists():
+        raise UserError(
+            f"no {folder}; is {workdir} a workdir of lm.train? Bring the folder back "
+            "from a copy"
+        )
+    return tokenizers.load(folder)
+
+
+@contextlib.contextmanager
+def _writes(workdir: Path) -> Iterator[None]:
+    """Turns what can go wrong while writing into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the workdir {workdir}: {error.strerror}; choose another "
+            "--workdir"
+        ) from error
 
 
 @contextlib.contextmanager
 def alone(workdir: Path) -> Iterator[None]:
-    """Keeps a second run out of a workdir; the kernel frees it when this one ends.
+    """Makes a workdir and keeps a second run out; the kernel frees it at the end.
 
     Raises:
-        UserError: If another process trains there.
+        UserError: If another process trains there, or it cannot be written.
     """
     if jax.process_index() != 0:
         yield
         return
-    with (workdir / ".lock").open("w") as file:
+    with _writes(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = (workdir / ".lock").open("w")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -191,7 +215,7 @@ def load(workdir: Path, step: int | str = "latest") -> Loaded:
         UserError: If there is no such workdir or checkpoint.
     """
     config = load_config(workdir)
-    tokenizer = tokenizers.load(workdir / "tokenizer")
+    tokenizer = _load_tokenizer(workdir)
     check_vocabulary(config, tokenizer)
     model = build_model(config.model)
     everywhere = sharding.replicated(sharding.build_mesh(sharding.MeshConfig()))

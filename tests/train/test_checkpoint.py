@@ -158,8 +158,15 @@ def test_a_step_set_aside_can_be_written_again_and_again(folder, capfd):
 def test_no_sound_checkpoint_is_an_error_not_a_fresh_start(folder):
     for step in ("1", "2"):
         (folder / step / "meta" / "metadata").write_text("{")
-    with pytest.raises(UserError, match="none of the checkpoints .* is sound"):
-        restore(folder)
+    for _ in range(3):
+        with pytest.raises(UserError, match="none of the checkpoints .* is sound"):
+            restore(folder)
+
+
+def test_a_run_killed_in_its_first_checkpoint_may_begin_anew(tmp_path):
+    (tmp_path / "3.orbax-checkpoint-tmp").mkdir()
+    assert restore(tmp_path) is None
+    assert restore(tmp_path) is None
 
 
 def test_keeps_the_last_and_the_best(tmp_path):
@@ -191,17 +198,48 @@ def test_parameters_alone_pass_over_a_damaged_one_and_touch_nothing(folder, capf
     assert "2 is damaged" in capfd.readouterr().err
     with pytest.raises(UserError, match="2 is damaged: .*; choose another --step"):
         checkpoints.restore_params(abstract, "2", "params")
-    with pytest.raises(UserError, match="none is best; use --step=latest"):
+    with pytest.raises(UserError, match="none is best; use"):
         checkpoints.restore_params(abstract, "best", "params")
     checkpoints.close()
     assert files_of(folder) == before
 
 
-def test_a_metric_that_is_not_there_is_named(tmp_path):
-    checkpoints = Checkpoints(tmp_path, CheckpointConfig(best_metric="eval/x/f1"))
-    with pytest.raises(UserError, match="'eval/x/f1' is none of eval/validation/loss"):
-        checkpoints.save(1, small_state(), {}, {LOSS: 1.0})
+def test_a_metric_that_is_not_there_never_keeps_a_checkpoint_from_being_written(
+    tmp_path,
+):
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(best_metric="f1"))
+    checkpoints.save(1, small_state(), {}, {LOSS: 1.0})
+    checkpoints.wait()
+    assert checkpoints.steps() == [1]
+    abstract = abstract_of(small_state()["params"])
+    with pytest.raises(UserError, match="has the metric 'f1', so none is best"):
+        checkpoints.restore_params(abstract, "best", "params")
     checkpoints.close()
+
+
+def test_a_loss_that_is_no_number_is_not_the_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    for step, loss in ((1, 2.0), (2, float("nan"))):
+        checkpoints.save(step, small_state(step), {}, {LOSS: loss})
+    checkpoints.wait()
+    abstract = abstract_of(small_state()["params"])
+    assert checkpoints.restore_params(abstract, "best", "params")[1] == 1
+    checkpoints.close()
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_stays(folder):
+    other = {"params": {"a": jnp.zeros((40, 51)), "b": jnp.arange(3)}}
+    before = files_of(folder)
+    checkpoints = Checkpoints(folder, CheckpointConfig())
+    with pytest.raises(UserError, match="of another model: params/a is .40, 50. there"):
+        checkpoints.restore(abstract_of(other))
+    checkpoints.close()
+    assert files_of(folder) == before
+
+
+def test_a_half_written_list_of_files_condemns_nothing(folder):
+    (folder / "2" / "files.json").write_text("")
+    assert restore(folder)[1] == {"row": 2}
 
 
 def test_checksums_see_a_bit_and_not_the_layout(make_state):
@@ -209,6 +247,8 @@ def test_checksums_see_a_bit_and_not_the_layout(make_state):
     spread, _ = make_state(EIGHT, 8)
     assert checksums(alone) == checksums(spread)
     state = {"x": jnp.array([1.0, 2.0]), "n": jnp.array([1, 2], jnp.bfloat16)}
+    swapped = state | {"x": state["x"][::-1]}
+    assert checksums(state)["x"] != checksums(swapped)["x"]
     changed = state | {"x": state["x"].at[1].set(np.nextafter(np.float32(2), 3))}
     assert checksums(state)["x"] != checksums(changed)["x"]
     assert checksums(state)["n"] == checksums(changed)["n"]

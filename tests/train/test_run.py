@@ -70,8 +70,7 @@ def test_a_finished_run_is_not_trained_on(make_config, tmp_path):
     train(config, tmp_path)
     before = lines_of(tmp_path)
     assert train(config, tmp_path)["step"] == 6
-    after = [line for line in lines_of(tmp_path) if "train/loss" in line]
-    assert after == [line for line in before if "train/loss" in line]
+    assert lines_of(tmp_path) == before
 
 
 def test_more_steps_may_be_asked_for(make_config, tmp_path):
@@ -166,11 +165,81 @@ def test_another_config_is_refused_and_nothing_is_lost(make_config, tmp_path):
     assert train(config, tmp_path)["step"] == 6
 
 
-def test_a_second_run_is_kept_out_of_a_workdir(make_config, tmp_path):
+def test_a_second_run_is_kept_out_of_a_workdir_and_changes_nothing(
+    make_config, tmp_path
+):
     config = make_config()
+    other = dataclasses.replace(config, seed=7)
     with workdir_lib.alone(tmp_path):
-        assert "another process trains in" in mistake(config, tmp_path)
+        workdir_lib.prepare(tmp_path, config)
+        assert "another process trains in" in mistake(other, tmp_path)
+        assert workdir_lib.load_config(tmp_path) == config
     assert train(config, tmp_path)["step"] == 6
+
+
+def test_what_an_evaluation_needs_is_missed_before_the_first_step(
+    make_config, corpus, tmp_path
+):
+    config = make_config(checkpoint=CheckpointConfig(best_metric="acuracy"))
+    said = mistake(config, tmp_path)
+    assert "did you mean 'accuracy'" in said and not losses_of(tmp_path)
+    data = dataclasses.replace(make_config().data, eval_split="dev")
+    assert "dev" in mistake(make_config(data=data), tmp_path)
+    assert not losses_of(tmp_path)
+
+
+def test_any_split_may_be_evaluated_and_be_best(make_config, tmp_path):
+    config = make_config()
+    data = dataclasses.replace(config.data, eval_split="train")
+    train(dataclasses.replace(config, data=data), tmp_path)
+    assert workdir_lib.load(tmp_path, "best").step == 6
+
+
+def test_a_state_larger_than_the_memory_is_named_before_it_is_made(
+    make_config, tmp_path
+):
+    config = make_config()
+    model = dataclasses.replace(config.model, emb_dim=4_000_000)
+    said = mistake(dataclasses.replace(config, model=model), tmp_path)
+    assert "make the model smaller" in said
+
+
+def test_checkpoints_without_their_config_are_not_trained_on(make_config, tmp_path):
+    config = make_config()
+    train(config, tmp_path)
+    (tmp_path / "config.json").unlink()
+    assert "no" in mistake(config, tmp_path)
+    assert not list((tmp_path / "checkpoints").glob("damaged*"))
+
+
+def test_a_run_resumes_with_its_own_tokenizer_and_other_resources(
+    make_config, corpus, tmp_path
+):
+    shutil.copytree(corpus / "bytes", tmp_path / "original")
+    config = make_config()
+    data = dataclasses.replace(config.data, tokenizer=str(tmp_path / "original"))
+    config = dataclasses.replace(config, data=data)
+    train(config, tmp_path / "run")
+    shutil.rmtree(tmp_path / "original")
+    more = dataclasses.replace(
+        config,
+        num_train_steps=8,
+        model=dataclasses.replace(config.model, remat="full"),
+        data=dataclasses.replace(data, num_workers=1, cache_dir=str(tmp_path / "c")),
+    )
+    assert train(more, tmp_path / "run")["step"] == 8
+
+
+def test_buckets_are_counted_by_their_own_length(make_config, tmp_path):
+    config = make_config(num_train_steps=12)
+    task = dataclasses.replace(config.task, packing="bucket")
+    train(dataclasses.replace(config, task=task, log_every_steps=1), tmp_path)
+    tokens = {
+        round(line["perf/tokens_per_sec"] / line["perf/steps_per_sec"])
+        for line in lines_of(tmp_path)
+        if "perf/tokens_per_sec" in line
+    }
+    assert tokens == {8 * 16, 8 * 32}
 
 
 def test_a_mistake_before_the_first_checkpoint_does_not_claim_the_workdir(

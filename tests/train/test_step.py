@@ -130,8 +130,28 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(make_config):
         )
     assert (after.step, after.skipped, after.skipped_in_row) == (2, 1, 1)
     metrics, after, _ = run_steps(config, steps=3, change_batch=poison)
+    assert all(np.isfinite(list(metrics[2].values())))
     assert (after.step, after.skipped, after.skipped_in_row) == (3, 1, 0)
     assert np.isfinite(metrics[2]["loss"])
+
+
+def test_an_update_that_is_not_finite_is_not_made(make_config):
+    """A gradient may be fine and what the optimizer makes of it may not."""
+    optim = OptimConfig(name="sgd", learning_rate=3e38, grad_clip_norm=0.0)
+    config = make_config(optim=optim, warmup_steps=0)
+    metrics, after, _ = run_steps(config, steps=3)
+    _, before, _ = run_steps(config, steps=0)
+    assert [step["optim/skipped"] for step in metrics] == [1, 2, 3]
+    assert_same(after.params, before.params)
+
+
+def test_the_running_mean_begins_at_the_first_good_step(make_config):
+    def poison(number, batch):
+        mask = batch["loss_mask"] * (np.nan if number == 0 else 1)
+        return dict(batch) | {"loss_mask": mask}
+
+    metrics, state, _ = run_steps(make_config(), steps=2, change_batch=poison)
+    np.testing.assert_allclose(state.mean_loss, metrics[1]["loss"], rtol=1e-5)
 
 
 def test_a_spike_is_skipped_once_the_mean_is_trusted(make_config):
