@@ -61,7 +61,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """Reads JSON lines; the last may be half written by a run that goes on."""
     if not path.exists():
         return []
-    lines = path.read_text().splitlines(keepends=True)
+    lines = path.read_text(errors="replace").splitlines(keepends=True)
     try:
         return [json.loads(line) for line in lines if line.endswith("\n")]
     except json.JSONDecodeError as error:
