@@ -7,13 +7,16 @@ BIN := $(VENV)/bin
 
 install: $(VENV)/.installed
 
-# --no-deps: the lock is complete, so pip has nothing to resolve.
+# --no-deps: the lock is complete, so pip has nothing to resolve. What builds the few
+# packages that come as source is installed before them.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "lm needs Python >= 3.11; name one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(PIP) $$(grep -E '^(setuptools|setuptools-scm|vcs-versioning|packaging|wheel)==' requirements.lock)
+	$(PIP) --no-build-isolation -r requirements.lock
+	$(PIP) --no-build-isolation --editable .
 	@touch $@
 
 demo: install
