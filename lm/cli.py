@@ -103,6 +103,16 @@ def suggest(word: str, known: Sequence[str]) -> str:
     return f"; choose from: {', '.join(known)}" if known else ""
 
 
+def typed_lines() -> Iterator[str]:
+    """Asks for lines on the terminal until the input ends (Ctrl-D)."""
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            print()
+            return
+
+
 def progress(items: Iterable[T], total: int) -> Iterator[T]:
     """Yields the items with a progress bar on standard error, if it is a terminal."""
     yield from track(

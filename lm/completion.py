@@ -3,7 +3,7 @@
 import itertools
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from lm import decoding, sharding
+from lm.tasks.generative import Generative
 from lm.text.tokenizer import Tokenizer
 from lm.types import Params, PyTree, UserError
 
@@ -142,7 +143,11 @@ class Prompt(NamedTuple):
 
 
 class Completer:
-    """Text in, text out: a model, its tokenizer and the options."""
+    """Text in, text out: a model, its tokenizer and the options.
+
+    Attributes:
+        continues: Whether a text goes on where its prompt ends, so that they are one.
+    """
 
     def __init__(
         self,
@@ -153,6 +158,7 @@ class Completer:
         stop: Sequence[str] = (),
         seed: int = 0,
         prefix_lm: bool = False,
+        encode: Callable[[str], np.ndarray] | None = None,
     ):
         """Prepares a model.
 
@@ -164,6 +170,8 @@ class Completer:
             stop: Strings that end a text.
             seed: Of the draws, from 0 to 2³² - 1.
             prefix_lm: Whether a decoder reads its prompt in both directions.
+            encode: Returns the tokens of a prompt; by default they are those that the
+                tasks which learn from texts alone make of a text.
 
         Raises:
             UserError: If the model writes no text.
@@ -183,6 +191,8 @@ class Completer:
         self._stop = stop
         self._seed = seed
         self._prefix_lm = prefix_lm
+        self._encode = encode or self._encode_text
+        self.continues = not (encode or self.has_encoder)
         self._mesh = sharding.build_mesh(sharding.MeshConfig())
         sentinels = tokenizer.sentinel_ids if self.has_encoder else ()
         self._sentinels = {i: tokenizer.token(i) for i in sentinels}
@@ -213,11 +223,20 @@ class Completer:
         Raises:
             UserError: If a prompt is empty or too long for the model.
         """
-        encoded = [self._encode(prompt) for prompt in prompts]
+        read = [self.read(prompt, self._encode(prompt)) for prompt in prompts]
+        return self.complete(read, num_samples, show)
+
+    def complete(
+        self,
+        prompts: Sequence[Prompt],
+        num_samples: int = 1,
+        show: Callable[[str], None] | None = None,
+    ) -> list[Completion]:
+        """Returns texts as `__call__` does, of prompts that are tokens already."""
         with sharding.use(self._mesh, sharding.MeshConfig()):
             if self._config.beam_size:
-                return self._search(encoded, num_samples)
-            rows = [(prompt, i) for prompt in encoded for i in range(num_samples)]
+                return self._search(prompts, num_samples)
+            rows = [(prompt, i) for prompt in prompts for i in range(num_samples)]
             return self._sample(rows, show)
 
     def _sample(
@@ -297,25 +316,35 @@ class Completer:
     def _put(self, rows: PyTree) -> PyTree:
         return jax.device_put(rows, sharding.batch_sharding(self._mesh))
 
-    def _encode(self, text: str) -> Prompt:
-        """Encodes a prompt as the tasks encode texts."""
-        tokenizer = self._tokenizer
-        start, end = (
-            [] if i < 0 else [i] for i in (tokenizer.bos_id, tokenizer.eos_id)
-        )
-        if self.has_encoder:
-            ids = np.array([*self._encode_sentinels(text), *end], np.int32)
-            inputs = np.array([max(tokenizer.pad_id, 0)], np.int32)
-        else:
-            ids = np.array([*start, *tokenizer.encode(text)] or end, np.int32)
-            inputs = ids
+    def read(self, text: str, ids: np.ndarray) -> Prompt:
+        """Returns a prompt of these tokens.
+
+        Args:
+            text: What it is called.
+            ids: What is read, int32 [n].
+
+        Raises:
+            UserError: If there are no tokens, or too many for the model.
+        """
         if not len(ids):
             raise UserError(
                 "an empty prompt needs a tokenizer with a mark of a text's beginning "
                 "or end; write a --prompt"
             )
+        begin = np.array([max(self._tokenizer.pad_id, 0)], np.int32)
+        inputs = begin if self.has_encoder else ids
         self._check_length(text, len(ids), len(inputs))
         return Prompt(text, ids, inputs)
+
+    def _encode_text(self, text: str) -> np.ndarray:
+        """Encodes a prompt as tasks encode texts."""
+        tokenizer = self._tokenizer
+        start, end = (
+            [] if i < 0 else [i] for i in (tokenizer.bos_id, tokenizer.eos_id)
+        )
+        if self.has_encoder:
+            return np.array([*self._encode_sentinels(text), *end], np.int32)
+        return np.array([*start, *tokenizer.encode(text)] or end, np.int32)
 
     def _encode_sentinels(self, text: str) -> Iterator[int]:
         """Encodes a text in which sentinels are spelled."""
@@ -356,6 +385,65 @@ class Completer:
             self._tokenizer.eos_id,
             self._stop,
         )
+
+
+class Writer:
+    """Makes the predictions of a task that writes them."""
+
+    def __init__(
+        self, task: Generative, model: nn.Module, tokenizer: Tokenizer, batch_size: int
+    ):
+        """Compiles nothing yet.
+
+        Args:
+            task: What is predicted.
+            model: The task's.
+            tokenizer: The task's.
+            batch_size: Prompts at a time.
+        """
+        self._task, self._model, self._tokenizer = task, model, tokenizer
+        self._batch_size = batch_size
+
+    def __call__(
+        self,
+        params: Params,
+        examples: Sequence[Mapping[str, Any]],
+        watch: Callable[..., Iterable] = lambda items, total: items,
+    ) -> list[dict[str, Any]]:
+        """Returns `prediction`, `finish_reason` and `log_prob` of each example.
+
+        They are as in `Completion`, where the prediction is `text`.
+
+        Args:
+            params: Whole on every device.
+            examples: At least one.
+            watch: Shows how far it is, as `lm.cli.progress` does.
+        """
+        task = self._task
+        completer = Completer(
+            self._model,
+            params,
+            self._tokenizer,
+            decoding.Config(**task.decoding),
+            prefix_lm=task.prefix_lm,
+        )
+        prompts = [completer.read("", task.prompt(example)) for example in examples]
+        # Prompts of a batch are padded to the longest, so those of a length meet.
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
+        starts = range(0, len(order), self._batch_size)
+        found: dict[int, Completion] = {}
+        for start in watch(starts, len(starts)):
+            numbers = order[start : start + self._batch_size]
+            batch = completer.complete([prompts[i] for i in numbers])
+            found.update(zip(numbers, batch, strict=True))
+        return [
+            {
+                "prediction": found[i].text,
+                "finish_reason": found[i].finish_reason,
+                "log_prob": found[i].log_prob,
+            }
+            for i in range(len(examples))
+        ]
 
 
 def _finish(prompt: Prompt, text: Growing) -> Completion:

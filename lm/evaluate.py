@@ -1,19 +1,39 @@
 """Scores a trained model on a whole split.
 
     python -m lm.evaluate --workdir=runs/gpt --split=test
+    python -m lm.evaluate --workdir=runs/bbc --split=test
 
-Rows are padded to full batches and padding weighs nothing; every token is scored
-exactly once. A document longer than a row is cut into windows; with --stride each
-window scores only that many new tokens and sees the ones before as context.
+Rows are padded to full batches and padding weighs nothing.
+
+A language model's every token is scored exactly once. A document longer than a row is
+cut into windows; with --stride each window scores only that many new tokens and sees
+the ones before as context.
+
+Of a model that predicts, `report-SPLIT.html` and `.json` in the workdir have scores
+with 95% intervals, the worst examples and what there is to know of the run. Examples
+whose text is in the training split are looked for first and left out of the scores.
+
+The checkpoint is the best one of a run that has `eval.patience`, else the latest.
 """
 
+import contextlib
 import dataclasses
+import datetime
+import itertools
+import json
+import shlex
+import sys
+import time
 from argparse import Namespace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm import cli
+import numpy as np
+
+from lm import cli, scorecard
 from lm.config import check_range
+from lm.text.overlap import find_overlap
 from lm.types import UserError
 
 parser = cli.make_parser(__doc__)
@@ -22,22 +42,29 @@ parser.add_argument("--split", default="", help="default: the config's eval_spli
 parser.add_argument(
     "--source", action="append", default=[], help="other texts than the config's"
 )
-parser.add_argument("--step", default="latest", help="latest, best, or a step's number")
+parser.add_argument("--step", default="", help="latest, best, or a step's number")
 parser.add_argument("--stride", type=int, default=0, help="new tokens a window")
 parser.add_argument("--batch-size", type=int, default=0, help="rows at a time")
 parser.add_argument("--max-batches", type=int, default=0, help="0: the whole split")
+parser.add_argument(
+    "--keep-seen", action="store_true", help="score texts of the training split, too"
+)
+
+# Resampling the examples may take this long, and so many times it is done at most.
+RESAMPLING_SECONDS = 20.0
+RESAMPLES = (100, 1000)
+
+# Of texts that resemble one of the training split.
+SAMPLES = 5
 
 
 def main(args: Namespace) -> dict[str, Any]:
     """Evaluates and prints one metric a line."""
-    import jax
-
     from lm import sharding
-    from lm.data.pipeline import build_pipeline
-    from lm.tasks import build_task
+    from lm.completion import Writer
+    from lm.tasks import Generative, Predictive, build_task
     from lm.train import workdir
-    from lm.train.evaluation import evaluate
-    from lm.train.step import make_eval_step
+    from lm.train.evaluation import Evaluator, read_examples
 
     for name in ("stride", "batch_size", "max_batches"):
         check_range(f"--{name.replace('_', '-')}", getattr(args, name), 0)
@@ -58,27 +85,164 @@ def main(args: Namespace) -> dict[str, Any]:
             f"--batch-size {batch_size} does not divide over {shards} devices"
         )
     split = args.split or data.eval_split
-    batches = build_pipeline(
+    evaluator = Evaluator(
         task,
         loaded.tokenizer,
+        loaded.model,
+        mesh,
         data,
         split=split,
         batch_size=batch_size,
+        max_batches=args.max_batches,
         seed=config.seed,
-        train=False,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
     )
-    limit = args.max_batches or batches.num_batches
-    chosen = (batch for _, batch in zip(range(limit), cli.progress(batches, limit)))
+    predicts = isinstance(task, Predictive | Generative)
+    examples, overlap = evaluator.examples, {}
+    if isinstance(task, Generative):
+        limit = args.max_batches * batch_size
+        examples, _ = read_examples(task, data, split, limit)
+    if predicts and not args.keep_seen:
+        is_new, overlap = _find_seen(task, examples, config.data, split)
+        examples = list(itertools.compress(examples, is_new))
+        if isinstance(task, Predictive):
+            evaluator.keep(is_new)
     with sharding.use(mesh, sharding.MeshConfig()):
-        eval_step = jax.jit(make_eval_step(loaded.model, task))
-        values = evaluate(eval_step, loaded.params, chosen, mesh)
+        values = evaluator(loaded.params, cli.progress)
+    predictions = evaluator.predictions
+    if isinstance(task, Generative):
+        write = Writer(task, loaded.model, loaded.tokenizer, batch_size)
+        predictions = write(loaded.params, examples, cli.progress)
+        values |= task.score(examples, predictions)
     print(f"{args.workdir} at step {loaded.step}, {split}:")
     for name, value in values.items():
-        print(f"  {name:<14} {value:.4f}")
+        print(f"  {name:<18} {value:.4f}")
+    if predicts:
+        report = _report(args, loaded, split, examples, predictions) | overlap
+        page = scorecard.write(report, Path(args.workdir), f"report-{split}")
+        print(f"report: {page}")
     named = {f"eval/{split}/{name}": value for name, value in values.items()}
     return {"step": loaded.step, **named}
+
+
+def _find_seen(
+    task: Any, examples: Sequence[Any], data: Any, split: str
+) -> tuple[list[bool], dict[str, Any]]:
+    """Tells which examples are not in the training split, and of those that are.
+
+    Raises:
+        UserError: If all are.
+    """
+    from lm.data.sources import open_source
+
+    def train() -> Iterator[str]:
+        for spec in data.sources:
+            source = open_source(spec, data.data_dir, data.bad_rows)
+            for example in source.examples(data.train_split):
+                # One that cannot be read was not trained on.
+                with contextlib.suppress(UserError):
+                    yield task.text_of(example)
+
+    texts = [task.text_of(example) for example in examples]
+    found = find_overlap(train(), texts)
+    exact = {overlap.index for overlap in found if overlap.kind == "exact"}
+    near = [overlap for overlap in found if overlap.kind == "near"]
+    if len(exact) == len(texts):
+        raise UserError(
+            f"every text of {split} is in {data.train_split}, which was trained on; "
+            "choose another --split, or set --keep-seen"
+        )
+    print(
+        f"of {len(texts):,} texts {len(exact):,} are in {data.train_split} and left "
+        f"out, {len(near):,} resemble one there"
+    )
+    samples = [
+        {
+            "text": texts[overlap.index],
+            "train_text": overlap.train_text,
+            "similarity": overlap.similarity,
+        }
+        for overlap in near[:SAMPLES]
+    ]
+    return [index not in exact for index in range(len(texts))], {
+        "overlap": {
+            "exact": len(exact),
+            "near": len(near),
+            "left_out": len(exact),
+            "checked_against": data.train_split,
+            "samples": samples,
+        }
+    }
+
+
+def _report(
+    args: Namespace,
+    loaded: Any,
+    split: str,
+    examples: Sequence[Any],
+    predictions: Sequence[Any],
+) -> dict[str, Any]:
+    """Gathers what there is to know; `lm.scorecard` has the form."""
+    from lm.train.report import read_log
+
+    task, workdir = loaded.task, Path(args.workdir)
+    scores = task.score(examples, predictions)
+    bounds = _intervals(task, examples, predictions)
+    baseline = _baseline(workdir / f"baseline-{split}.json")
+    rows = [
+        {"name": name, "value": value}
+        | dict(zip(("low", "high"), bounds.get(name, ())))
+        | ({"baseline": baseline[name]} if name in baseline else {})
+        for name, value in scores.items()
+    ]
+    curves: dict[str, list[list[float]]] = {}
+    for line in read_log(workdir / "metrics.jsonl"):
+        for name, value in line.items():
+            if name.startswith(("train/", "eval/")):
+                curves.setdefault(name, []).append([line["step"], value])
+    return {
+        "title": f"{workdir.name}: {split}",
+        "workdir": str(workdir),
+        "split": split,
+        "step": loaded.step,
+        "task": loaded.config.task.name,
+        "model": loaded.config.model.name,
+        "examples": len(examples),
+        "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "-m", "lm.evaluate", *sys.argv[1:]]),
+        "scores": rows,
+        "curves": curves,
+        **task.details(examples, predictions),
+        "config": dataclasses.asdict(loaded.config),
+        "versions": json.loads((workdir / "versions.json").read_text()),
+    }
+
+
+def _intervals(
+    task: Any, examples: Sequence[Any], predictions: Sequence[Any]
+) -> dict[str, tuple[float, float]]:
+    """Returns 95% bootstrap intervals of the scores, as exact as the time allows."""
+    from lm.tasks.intervals import bootstrap
+
+    def score(chosen: np.ndarray) -> dict[str, float]:
+        pairs = [(examples[i], predictions[i]) for i in chosen]
+        return task.score(*zip(*pairs))
+
+    began = time.perf_counter()
+    score(np.arange(len(examples)))
+    seconds = time.perf_counter() - began
+    samples = int(np.clip(RESAMPLING_SECONDS / seconds, *RESAMPLES))
+    return bootstrap(score, len(examples), samples, watch=cli.progress)
+
+
+def _baseline(path: Path) -> dict[str, dict[str, Any]]:
+    """Returns the scores of `experiments.baseline` where it was run."""
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text())
+    return {
+        name: {"name": found["name"], "value": value}
+        for name, value in found["scores"].items()
+    }
 
 
 if __name__ == "__main__":

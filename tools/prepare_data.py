@@ -35,7 +35,7 @@ from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 
 from lm import cli
 from lm.data import files
-from lm.data.files import Row
+from lm.data.files import Fields
 from lm.data.sources import open_source
 from lm.data.write import DatasetWriter, check_free, write_dataset
 from lm.text.cleaning import CleanConfig, Cleaned, clean
@@ -53,7 +53,7 @@ CHUNK_CHARS = 1 << 20
 MAX_WORKERS = 8
 
 # A raw document, what became of its text, and its fingerprint if it was not dropped.
-Result = tuple[Row, Cleaned, Fingerprint | None]
+Result = tuple[Fields, Cleaned, Fingerprint | None]
 Results = Generator[list[Result], None, None]
 
 CURES = {
@@ -207,7 +207,7 @@ def choose_split(digest: bytes, shares: dict[str, float]) -> str:
     return list(shares)[-1]
 
 
-def _read(args: Namespace) -> Iterator[Row]:
+def _read(args: Namespace) -> Iterator[Fields]:
     """Yields the raw documents of all sources; those it cannot open it says at once."""
     parts = []
     for spec in args.source:
@@ -220,7 +220,7 @@ def _read(args: Namespace) -> Iterator[Row]:
     return itertools.islice(itertools.chain(*parts), args.max_docs or None)
 
 
-def _pages(pattern: str) -> Iterator[Row]:
+def _pages(pattern: str) -> Iterator[Fields]:
     """Yields HTML files as documents, decoded as they say themselves, or else look."""
     paths = files.find(pattern)
     if not paths:
@@ -233,8 +233,8 @@ def _pages(pattern: str) -> Iterator[Row]:
 
 
 def _with_features(
-    rows: Iterator[Row], keep: Sequence[str]
-) -> tuple[Iterator[Row], dict[str, Any]]:
+    rows: Iterator[Fields], keep: Sequence[str]
+) -> tuple[Iterator[Fields], dict[str, Any]]:
     """Takes the types of the fields to keep from the first row.
 
     Returns:
@@ -257,7 +257,7 @@ def _with_features(
                 f"--keep: {field!r} is {first[field]!r:.50}, not text or a number"
             )
 
-    def checked() -> Iterator[Row]:
+    def checked() -> Iterator[Fields]:
         for number, row in enumerate(itertools.chain([first], rows), 1):
             kept = {field: row.get(field) for field in kinds}
             for field, kind in kinds.items():
@@ -284,7 +284,7 @@ def _with_features(
     return checked(), {field: known[kind] for field, kind in kinds.items()}
 
 
-def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+def _chunks(rows: Iterable[Fields]) -> Iterator[list[Fields]]:
     """Groups rows, so that a process gets enough to do and memory is bounded."""
     chunk, chars = [], 0
     for row in rows:
@@ -306,7 +306,7 @@ def _clean_chunk(
 
 
 def _results(
-    chunks: Iterator[list[Row]],
+    chunks: Iterator[list[Fields]],
     work: Callable[[list[str]], list[tuple[Cleaned, Fingerprint | None]]],
     workers: int,
 ) -> Results:
@@ -362,7 +362,7 @@ def _shown(results: Results, report: Report) -> Generator[Result, None, None]:
 
 
 def _sort_in(
-    row: Row,
+    row: Fields,
     cleaned: Cleaned,
     mark: Fingerprint | None,
     seen: Deduplicator,

@@ -48,7 +48,7 @@ def main(args: Namespace, overrides: list[str]) -> dict[str, Any]:
         for document in chunk
     )
     rates = {"tokenising": tokens / (time.perf_counter() - began)}
-    batches = build_batches(run, True)
+    batches = build_batches(run)
     per_batch = config.batch_size * config.task.length
     batches.batch(0)
     began = time.perf_counter()

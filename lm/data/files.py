@@ -1,135 +1,65 @@
-"""Files of texts, local or at `gs://`: finding, opening and reading them.
-
-A reader yields the rows of an open file, each with the number of its (last) line; the
-name it is given is for messages. All raise a `UserError` at what is broken.
-"""
+"""Files, local or at `gs://`: finding and opening them; and what is in a row of one."""
 
 import contextlib
-import csv
 import glob
 import gzip
 import hashlib
 import io
 import json
-import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from lm.cli import say, suggest
 from lm.types import UserError
 
-Row = dict[str, Any]
-Rows = Iterator[tuple[int, Row]]
-
-# Rows of a table that are in memory at once.
-READ_ROWS = 128
+Fields = dict[str, Any]
 
 
-def read_text(file: Iterable[bytes], name: str, unit: str = "line") -> Rows:
-    r"""Yields lines, paragraphs (up to a blank line) or the whole file as `text`.
+class Row(Fields):
+    """An example: its fields, and where they come from.
 
-    >>> file = [b"Good day,\n", b"sir.\n", b"\n", b"Good night."]
-    >>> [row["text"] for _, row in read_text(file, "two.txt", "paragraph")]
-    ['Good day,\nsir.', 'Good night.']
+    To ask for a field that it lacks is a `UserError`.
+
+    Attributes:
+        where: `FILE:LINE` or `NAME SPLIT:NUMBER`, for messages.
     """
-    held, number = [], 0
-    for number, line in enumerate(_lines(file, name), 1):
-        held.append(line.rstrip("\r\n"))
-        if unit == "line" or (unit == "paragraph" and line.isspace()):
-            yield number, {"text": "\n".join(held).rstrip("\n")}
-            held = []
-    if held:
-        yield number, {"text": "\n".join(held)}
+
+    def __init__(self, fields: Fields, where: str):
+        """Takes both."""
+        super().__init__(fields)
+        self.where = where
+
+    def __missing__(self, name: str) -> Any:
+        raise UserError(f"{self.where} has no {name!r}{suggest(name, list(self))}")
 
 
-def read_json(file: Iterable[bytes], name: str) -> Rows:
-    """Yields the objects of JSON lines."""
-    for number, line in enumerate(_lines(file, name), 1):
-        if line.isspace():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{name}:{number} is broken JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise UserError(
-                f"{name}:{number} is not a JSON object; write one object a line, such "
-                'as {"text": "…"}'
-            )
-        yield number, row
+class BadRows:
+    """What is done about bad rows: the first is raised, or they are counted.
 
+    Attributes:
+        count: How many there have been.
+        first: What is wrong with the first.
+    """
 
-def read_csv(
-    file: Iterable[bytes], name: str, delimiter: str = ",", quote: str = '"'
-) -> Rows:
-    """Yields rows of strings under the names in the first one."""
-    csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(
-        _lines(file, name),
-        delimiter=delimiter,
-        quotechar=quote or None,
-        quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE,
-        strict=True,
-    )
-    try:
-        columns = next(reader, [])
-        for row in filter(None, reader):
-            if len(row) != len(columns):
-                raise UserError(
-                    f"{name}:{reader.line_num} has {len(row)} columns, the first row "
-                    f"{len(columns)}; mend it, or set ?delimiter= or ?quote="
-                )
-            yield reader.line_num, dict(zip(columns, row))
-    except csv.Error as error:
-        raise UserError(
-            f"{name}:{reader.line_num} is broken: {error}; mend it, or set ?quote="
-        ) from error
+    def __init__(self, skip: bool = False):
+        """Says whether they are skipped."""
+        self.count, self.first = 0, ""
+        self._skip = skip
 
+    def add(self, error: UserError) -> None:
+        """Raises the error, or counts it."""
+        if not self._skip:
+            raise error
+        self.first = self.first or str(error)
+        self.count += 1
 
-def read_tsv(
-    file: Iterable[bytes], name: str, delimiter: str = "\t", quote: str = ""
-) -> Rows:
-    """Yields rows as `read_csv` does."""
-    return read_csv(file, name, delimiter, quote)
-
-
-def read_parquet(file: BinaryIO, name: str) -> Rows:
-    """Yields the rows of a Parquet file with their own numbers."""
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        # Unless told not to, it holds all of a file's bytes that it has read.
-        opened = parquet.ParquetFile(file, pre_buffer=False)
-        batches = opened.iter_batches(READ_ROWS)
-        rows = (row for batch in batches for row in batch.to_pylist())
-        yield from enumerate(rows, 1)
-    except pyarrow.ArrowException as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{name} is broken Parquet: {reason}") from error
-
-
-READERS: dict[str, Callable[..., Rows]] = {
-    ".jsonl": read_json,
-    ".json": read_json,
-    ".txt": read_text,
-    ".csv": read_csv,
-    ".tsv": read_tsv,
-    ".parquet": read_parquet,
-}
-
-
-def _lines(file: Iterable[bytes], name: str) -> Iterator[str]:
-    """Yields lines with their ends; a byte order mark is dropped."""
-    for number, line in enumerate(file, 1):
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{name}:{number} is not UTF-8 at byte {error.start} of the line; "
-                "convert the file, for example with iconv"
-            ) from error
+    def say(self, name: str) -> None:
+        """Prints a line about those of `name`, if there have been any."""
+        if self.count:
+            rows = "1 bad row" if self.count == 1 else f"{self.count:,} bad rows"
+            say(f"skipped {rows} of {name}; the first: {self.first}")
 
 
 def is_remote(path: str) -> bool:

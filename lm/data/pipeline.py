@@ -7,26 +7,25 @@ says which rows it holds, the layout which pieces make a row, the task what feat
 they have. `tf.data` does this in parallel, ahead of the training step.
 """
 
-import contextlib
 import hashlib
 import json
-import queue
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
+from lm.config import check_choice
+from lm.data.ahead import read_ahead
 from lm.data.order import Draw, Endless, OnePass, Order
 from lm.data.packing import FEATURES, Piece, Rows
 from lm.data.sources import open_source
-from lm.data.store import Store, encode_chunks, open_store
+from lm.data.store import Store, encode_chunks, from_documents, open_store
 from lm.text.tokenizers import Tokenizer
 from lm.types import UserError
 
-T = TypeVar("T")
+BAD_ROWS = ("stop", "skip")
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,8 @@ class DataConfig:
         train_split: The split to train on.
         eval_split: The split to evaluate on while training.
         shuffle: Whether training rows come in another order every epoch.
+        bad_rows: At a row that is broken or that the task cannot use, `stop` with an
+            error, or `skip` it and count.
         prefetch: Batches to have ready ahead of the step.
         num_workers: Threads that make batches.
     """
@@ -55,6 +56,7 @@ class DataConfig:
     train_split: str = "train"
     eval_split: str = "validation"
     shuffle: bool = True
+    bad_rows: str = "stop"
     prefetch: int = 8
     num_workers: int = 2
 
@@ -68,6 +70,7 @@ class DataConfig:
             )
         if any(not 0 < weight < np.inf for weight in self.weights):
             raise UserError("data.weights must all be above 0; leave the source out")
+        check_choice("data.bad_rows", self.bad_rows, BAD_ROWS)
         for name in ("prefetch", "num_workers"):
             if getattr(self, name) < 1:
                 raise UserError(f"data.{name} must be at least 1")
@@ -98,8 +101,11 @@ class DataTask(Protocol):
 
     def encode(
         self, examples: Sequence[Mapping[str, Any]]
-    ) -> list[dict[str, np.ndarray]]:
-        """Turns examples into int32 columns, once; an empty dict drops an example."""
+    ) -> Sequence[dict[str, np.ndarray] | UserError]:
+        """Turns examples into int32 columns, once; an empty dict drops an example.
+
+        For one that is wrong it returns a UserError, which says where it is from.
+        """
         ...
 
     def rows(self, lengths: Mapping[str, np.ndarray], train: bool, seed: int) -> Rows:
@@ -186,6 +192,16 @@ class Pipeline:
         batch["example_mask"] = np.array(is_real, np.float32)
         return batch
 
+    def documents(self, number: int) -> list[list[Piece]]:
+        """Returns the pieces in each row of a batch, of all hosts.
+
+        Rows that only fill up the last batch of an evaluation are left out.
+        """
+        return [
+            self.layouts[draw.corpus].pieces(draw.epoch, draw.row)
+            for draw in self.order.batch(number)
+        ]
+
     def _features(
         self, draw: Draw | None, capacity: tuple[int, ...]
     ) -> dict[str, np.ndarray]:
@@ -242,47 +258,6 @@ class Pipeline:
             raise
 
 
-def read_ahead(items: Iterable[T], number: int) -> Iterator[T]:
-    """Yields items that a thread has taken up to `number` of ahead of time.
-
-    One that is there is handed over at once; the iterator of `tf.data` would wake
-    another thread and wait for it. The thread works in bursts of `number / 2` items, so
-    that it seldom holds Python's lock when the loop wants it.
-    """
-    size = max(1, number // 2)
-    ready: queue.Queue[tuple[list[T], Exception | None]] = queue.Queue(1)
-    is_over = threading.Event()
-
-    def fill() -> None:
-        burst: list[T] = []
-        try:
-            for item in items:
-                burst.append(item)
-                if len(burst) == size:
-                    ready.put((burst, None))
-                    burst = []
-                if is_over.is_set():
-                    return
-            ready.put((burst, StopIteration()))
-        except Exception as error:
-            ready.put((burst, error))
-
-    thread = threading.Thread(target=fill, daemon=True)
-    thread.start()
-    try:
-        end = None
-        while end is None:
-            burst, end = ready.get()
-            yield from burst
-        if not isinstance(end, StopIteration):
-            raise end
-    finally:
-        is_over.set()
-        while thread.is_alive():
-            with contextlib.suppress(queue.Empty):
-                ready.get(timeout=0.01)
-
-
 def build_pipeline(
     task: DataTask,
     tokenizer: Tokenizer,
@@ -317,11 +292,7 @@ def build_pipeline(
     """
     if seed < 0:
         raise UserError(f"seed is {seed}; it must be at least 0")
-    if batch_size % process_count:
-        raise UserError(
-            f"batch_size {batch_size} does not divide over {process_count} hosts; make "
-            "it a multiple"
-        )
+    host = _host(batch_size, process_index, process_count)
     stores = [_store(task, tokenizer, config, spec, split) for spec in config.sources]
     is_mixture = train and bool(config.weights)
     groups = [[store] for store in stores] if is_mixture else [stores]
@@ -347,7 +318,6 @@ def build_pipeline(
     else:
         order = OnePass(layouts[0], batch_size)
         num_batches = order.num_batches
-    share = batch_size // process_count
     made_of = [
         [store.checksum for store in stores],
         [*config.weights, config.shuffle] if train else [],
@@ -361,12 +331,62 @@ def build_pipeline(
         corpora=corpora,
         layouts=layouts,
         order=order,
-        host=range(process_index * share, (process_index + 1) * share),
+        host=host,
         is_endless=train,
         seed=seed,
         prefetch=config.prefetch,
         num_workers=config.num_workers,
     )
+
+
+def one_pass(
+    task: DataTask,
+    documents: Sequence[Mapping[str, np.ndarray]],
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Pipeline:
+    """Returns the batches of documents in memory, each row once and in order.
+
+    Args:
+        task: What the features are.
+        documents: Encoded, with the same columns each; at least one. A piece of
+            document i in `Pipeline.documents` is of `documents[i]`.
+        batch_size: Rows of a batch, over all hosts.
+        process_index: Which host this is.
+        process_count: How many there are.
+
+    Raises:
+        UserError: If the batch does not divide over the hosts.
+    """
+    store = from_documents(documents)
+    rows = task.rows(store.lengths(), False, -1)
+    order = OnePass(rows, batch_size)
+    return Pipeline(
+        num_rows=rows.num_rows,
+        num_batches=order.num_batches,
+        fingerprint=store.checksum,
+        task=task,
+        corpora=[Corpus([store])],
+        layouts=[rows],
+        order=order,
+        host=_host(batch_size, process_index, process_count),
+        is_endless=False,
+        seed=0,
+        prefetch=DataConfig.prefetch,
+        num_workers=DataConfig.num_workers,
+    )
+
+
+def _host(batch_size: int, index: int, count: int) -> range:
+    """Returns which rows of a batch are a host's."""
+    if batch_size % count:
+        raise UserError(
+            f"batch_size {batch_size} does not divide over {count} hosts; make it a "
+            "multiple"
+        )
+    share = batch_size // count
+    return range(index * share, (index + 1) * share)
 
 
 def _store(
@@ -379,20 +399,25 @@ def _store(
             f"encoded texts cannot be kept in {cache}; set data.cache_dir to a local "
             "folder"
         )
-    source = open_source(spec, config.data_dir)
+    source = open_source(spec, config.data_dir, config.bad_rows)
+    name = f"{spec} {split}"
     key = {
         "source": spec,
         "split": split,
         "texts": source.fingerprint(split),
         "tokenizer": tokenizer.fingerprint,
         "encoding": task.encoding,
+        "bad_rows": config.bad_rows,
     }
-    return open_store(
-        Path(cache),
-        f"{spec} {split}",
-        key,
-        lambda: encode_chunks(source.examples(split), task.encode),
-    )
+    try:
+        return open_store(
+            Path(cache),
+            name,
+            key,
+            lambda: encode_chunks(source.examples(split), task.encode, source.bad_rows),
+        )
+    finally:
+        source.bad_rows.say(name)
 
 
 def _rng(seed: int, number: int) -> np.random.Generator:

@@ -1,7 +1,7 @@
 """Where texts come from: TFDS data sets and files.
 
     tfds:NAME[/CONFIG][:VERSION][?text=FEATURE]
-    PATH.{jsonl,json,txt,csv,tsv}[.gz][?KEY=VALUE&…]
+    PATH.{jsonl,json,txt,csv,tsv,conll,bio,iob,squad}[.gz][?KEY=VALUE&…]
     PATH.parquet[?text=COLUMN]
 
 A path may be a glob, and local or at `gs://`. If it has `{split}` in it, that stands
@@ -9,19 +9,28 @@ for the name of a split, whatever the splits are called. The texts of other file
 divided by a hash: 90% are `train`, 5% `validation`, 5% `test`; equal texts are in the
 same split. `all` is every text. The keys, where `%09` is a tab as in a URL:
 
-    text       the column of the text, by default `text`
+    text       the column of the text, by default `text`; nothing (`?text=`) takes rows
+               as they are, and divides them by a hash of all that is in them
+    format     which of these the files are, if their names do not say so; .conll, .bio
+               and .iob have a word and its tag a line, .squad is JSON as of SQuAD
     unit       of .txt, what a document is: a `line` (the default), a `paragraph` (up to
                a blank line), a `file`
-    delimiter  of .csv and .tsv, between columns: by default a comma, a tab
+    target     of .txt, another path; its first document becomes the `target` of the
+               first of this one, and so on
+    delimiter  between columns: by default of .csv a comma, of .tsv a tab, of .conll
+               spaces or tabs
     quote      of .csv and .tsv, around fields: by default `"`, none
+    words      of .conll, the number of the column of the words: by default 0
+    tags       of .conll, that of the tags: by default -1, the last
 """
 
-import contextlib
 import difflib
 import functools
 import glob
 import hashlib
 import inspect
+import itertools
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,11 +38,10 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
-import numpy as np
-
 from lm.cli import suggest
 from lm.data import files
-from lm.data.files import READ_ROWS, READERS, Row
+from lm.data.files import BadRows, Fields, Row
+from lm.data.readers import READERS, Rows, read_dataset
 from lm.types import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -43,28 +51,37 @@ UNITS = ("line", "paragraph", "file")
 class Source(Protocol):
     """Texts, in splits."""
 
+    @property
+    def bad_rows(self) -> BadRows:
+        """What is done about a row that cannot be an example."""
+        ...
+
     def fingerprint(self, split: str) -> str:
         """Returns what changes when the split's files do; reads none of them."""
         ...
 
-    def examples(self, split: str) -> Iterator[Row]:
+    def examples(self, split: str, keep_blank: bool = False) -> Iterator[Row]:
         """Yields the documents, always in the same order.
 
-        `text` is a str and not blank; the other fields of a row are as they are. What
-        is held in memory does not grow with the number of documents.
+        `text` is a str and not blank, unless blank ones are to be kept, for example to
+        predict each row; the other fields of a row are as they are. What is held in
+        memory does not grow with the number of documents, unless the files are SQuAD's.
 
         Raises:
-            UserError: If there is no such split, or a file is broken.
+            UserError: If there is no such split, a file is broken, or a row is and bad
+                rows are not skipped.
         """
         ...
 
 
-def open_source(spec: str, data_dir: str) -> Source:
+def open_source(spec: str, data_dir: str, bad_rows: str = "stop") -> Source:
     """Opens texts.
 
     Args:
         spec: Which and how; see above.
         data_dir: Where TFDS data sets are.
+        bad_rows: At a broken row, or one without a text, `stop` with an error, or
+            `skip` and count it.
 
     Raises:
         UserError: If there is no such data set, kind of file or key.
@@ -76,26 +93,33 @@ def open_source(spec: str, data_dir: str) -> Source:
     [{'id': '1', 'text': 'Good, good.'}, {'id': '2', 'text': 'Bad.'}]
     """
     path, options = _options(spec)
+    bad = BadRows(bad_rows == "skip")
     if path.startswith("tfds:"):
         _check_options(spec, options, ["text"])
         folder = _dataset_folder(path.removeprefix("tfds:"), data_dir)
-        return _Dataset(spec, folder, options.get("text", "text"))
-    if not files.is_remote(path):
-        path = str(Path(path).expanduser())
-        if Path(path).is_dir():
-            raise UserError(f"{path} is a folder; name its files, as in {path}/*.jsonl")
+        return _Dataset(spec, folder, options.get("text", "text"), bad)
     suffix = Path(path.removesuffix(".gz")).suffix
-    if suffix not in READERS or path.endswith(".parquet.gz"):
+    kind = options.get("format", suffix.removeprefix("."))
+    if Path(path).expanduser().is_dir():
+        raise UserError(f"{path} is a folder; name its files, as in {path}/*.jsonl")
+    if kind not in READERS or (kind == "parquet" and path.endswith(".gz")):
         raise UserError(
-            f"{spec} is no known kind of text{suggest(suffix, list(READERS))}, "
-            "or tfds:NAME"
+            f"{spec} is no known kind of text{suggest(kind, list(READERS))}, or "
+            "tfds:NAME; or set ?format="
         )
-    reader = READERS[suffix]
-    _check_options(
-        spec, options, ["text", *list(inspect.signature(reader).parameters)[2:]]
+    keys = list(inspect.signature(READERS[kind]).parameters)[2:]
+    _check_options(spec, options, ["text", "format", *keys])
+    paths = (path, options["target"]) if options.get("target") else (path,)
+    if len({"{split}" in each for each in paths}) > 1:
+        raise UserError(f"{spec}: put {{split}} into both paths, or into neither")
+    given = {key: value for key, value in options.items() if key in keys}
+    given.pop("target", None)
+    return _Files(
+        tuple(p if files.is_remote(p) else str(Path(p).expanduser()) for p in paths),
+        options.get("text", "text"),
+        functools.partial(READERS[kind], **given),
+        bad,
     )
-    column = options.pop("text", "text")
-    return _Files(path, column, functools.partial(reader, **options))
 
 
 def split_of(text: str, validation: int = 5, test: int = 5) -> str:
@@ -117,50 +141,99 @@ class _Files:
     """Texts in files of one kind.
 
     Attributes:
-        pattern: Of their paths.
-        column: Of the text.
+        patterns: Of the paths of what is read side by side; the first is of the texts.
+        column: Of the text; "" takes rows as they are.
         read: A reader.
+        bad_rows: See `Source`.
     """
 
-    pattern: str
+    patterns: tuple[str, ...]
     column: str
-    read: Callable[[Any, str], files.Rows]
+    read: Callable[..., Rows]
+    bad_rows: BadRows
 
     def fingerprint(self, split: str) -> str:
         """See `Source`."""
-        return files.fingerprint(self._paths(split))
+        return files.fingerprint(itertools.chain(*self._paths(split)))
 
-    def examples(self, split: str) -> Iterator[Row]:
+    def examples(self, split: str, keep_blank: bool = False) -> Iterator[Row]:
         """See `Source`."""
-        is_whole = split == "all" or "{split}" in self.pattern
-        for path in self._paths(split):
-            with files.open_file(path) as file:
-                for number, row in self.read(file, path):
-                    example = _example(row, self.column, f"{path}:{number}")
-                    if example and (is_whole or split_of(example["text"]) == split):
+        is_whole = split == "all" or "{split}" in self.patterns[0]
+        for paths in self._paths(split):
+            with files.open_file(paths[0]) as file:
+                rows = self.read(file, *paths)
+                found = _examples(
+                    rows, self.column, paths[0], self.bad_rows, keep_blank
+                )
+                for example in found:
+                    if is_whole or split_of(self._hashed(example)) == split:
                         yield example
 
-    def _paths(self, split: str) -> list[str]:
-        if "{split}" not in self.pattern and split not in (*SPLITS, "all"):
+    def _hashed(self, example: Row) -> str:
+        """Returns what decides which split an example is in."""
+        if self.column:
+            return example["text"]
+        return json.dumps(example, sort_keys=True, default=str)
+
+    def _paths(self, split: str) -> list[tuple[str, ...]]:
+        """Returns the paths of a split, together those that are read side by side."""
+        if "{split}" not in self.patterns[0] and split not in (*SPLITS, "all"):
             raise UserError(
-                f"{self.pattern} has no split {split!r}{suggest(split, SPLITS)}, all, "
-                "or put {split} into the path"
+                f"{self.patterns[0]} has no split {split!r}{suggest(split, SPLITS)}, "
+                "all, or put {split} into the path"
             )
         name = "*" if split == "all" else split
-        pattern = self.pattern.replace("{split}", name)
-        paths = files.find(pattern)
-        if not paths:
-            siblings = [path.name for path in Path(pattern).parent.glob("*")]
-            near = _near(Path(pattern).name, siblings)
-            raise UserError(f"there is no file {pattern}{near}; check the path")
-        for path in paths:
-            if not files.stat(path)[0]:
-                raise UserError(f"{path} is empty; remove it")
-        return paths
+        patterns = [pattern.replace("{split}", name) for pattern in self.patterns]
+        found = [_find(pattern) for pattern in patterns]
+        if len({len(paths) for paths in found}) > 1:
+            numbers = [f"{pattern} {len(p)}" for pattern, p in zip(patterns, found)]
+            raise UserError(
+                f"{' files, '.join(numbers)}: each file of the one must belong to one "
+                "of the other"
+            )
+        return list(zip(*found))
 
 
-def _example(row: Row, column: str, where: str) -> Row | None:
-    """Checks a row and names its text `text`; a blank or null one makes None."""
+def _find(pattern: str) -> list[str]:
+    """Returns the files that match: one at least, and none that is empty."""
+    paths = files.find(pattern)
+    if not paths:
+        siblings = [path.name for path in Path(pattern).parent.glob("*")]
+        near = _near(Path(pattern).name, siblings)
+        raise UserError(f"there is no file {pattern}{near}; check the path")
+    for path in paths:
+        if not files.stat(path)[0]:
+            raise UserError(f"{path} is empty; remove it")
+    return paths
+
+
+def _examples(
+    rows: Rows,
+    column: str,
+    name: str,
+    bad_rows: BadRows,
+    keep_blank: bool,
+) -> Iterator[Row]:
+    """Yields the rows that can be examples."""
+    for number, row in rows:
+        try:
+            if isinstance(row, UserError):
+                raise row
+            example = _example(row, column, f"{name}:{number}")
+        except UserError as error:
+            bad_rows.add(error)
+        else:
+            if keep_blank or not column or example["text"].strip():
+                yield example
+
+
+def _example(row: Fields, column: str, where: str) -> Row:
+    """Checks a row and names its text `text`; null is blank.
+
+    If the column is "", the row is as it is.
+    """
+    if not column:
+        return Row(row, where)
     if column not in row:
         raise UserError(
             f"{where} has no column {column!r}{suggest(column, list(row))}; set "
@@ -168,7 +241,7 @@ def _example(row: Row, column: str, where: str) -> Row | None:
         )
     text = row.pop(column)
     if text is None:
-        return None
+        text = ""
     if not isinstance(text, str):
         raise UserError(
             f"{where}: {column!r} is {text!r:.40}, not a text; set ?text=COLUMN"
@@ -180,7 +253,8 @@ def _example(row: Row, column: str, where: str) -> Row | None:
             f"{where}: {column!r} has {text[error.start]!r}, half of a character, at "
             f"character {error.start}; remove it"
         ) from error
-    return {**row, "text": text} if text.strip() else None
+    row["text"] = text
+    return Row(row, where)
 
 
 @dataclass(frozen=True)
@@ -191,18 +265,20 @@ class _Dataset:
         spec: Its name in messages.
         folder: Where its version is.
         column: The feature with the text.
+        bad_rows: See `Source`.
     """
 
     spec: str
     folder: str
     column: str
+    bad_rows: BadRows
 
     def fingerprint(self, split: str) -> str:
         """See `Source`; it is that of all splits."""
         del split
         return files.fingerprint(files.find(f"{glob.escape(self.folder)}/*"))
 
-    def examples(self, split: str) -> Iterator[Row]:
+    def examples(self, split: str, keep_blank: bool = False) -> Iterator[Row]:
         """See `Source`; a split may be a slice or a sum: `train[:90%]+test`."""
         import tensorflow as tf
         import tensorflow_datasets as tfds
@@ -218,48 +294,14 @@ class _Dataset:
                 f"{', '.join(builder.info.splits)} and slices such as train[:90%]"
             ) from error
         try:
-            for number, row in enumerate(_rows(dataset), 1):
-                where = f"{self.spec} {split}:{number}"
-                if example := _example(row, self.column, where):
-                    yield example
+            rows = read_dataset(dataset, builder.info.features)
+            name = f"{self.spec} {split}"
+            yield from _examples(rows, self.column, name, self.bad_rows, keep_blank)
         except tf.errors.OpError as error:
             raise UserError(
                 f"{self.folder} cannot be read: {error.message}; delete it and fetch "
                 "it again"
             ) from error
-
-
-def _rows(dataset: Any) -> Iterator[Row]:
-    """Yields Python values from what TFDS reads; arrays of numbers stay arrays."""
-    import tensorflow_datasets as tfds
-
-    specs = dataset.element_spec.values()
-    # One by one, TensorFlow takes twice as long.
-    if all(getattr(spec, "shape", None) == () for spec in specs):
-        for batch in tfds.as_numpy(dataset.batch(READ_ROWS)):
-            columns = [map(_plain, values) for values in batch.values()]
-            for values in zip(*columns):
-                yield dict(zip(batch, values))
-    else:
-        yield from map(_plain, tfds.as_numpy(dataset))
-
-
-def _plain(value: Any) -> Any:
-    """Turns a value of NumPy's into one of Python's.
-
-    >>> _plain({"text": b"caf\\xc3\\xa9", "label": np.int64(1)})
-    {'text': 'café', 'label': 1}
-    """
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, bytes):
-        with contextlib.suppress(UnicodeDecodeError):
-            return value.decode()
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray) and value.dtype == object:
-        return [_plain(item) for item in value]
-    return value
 
 
 def _dataset_folder(name: str, data_dir: str) -> str:
@@ -316,6 +358,8 @@ def _check_options(spec: str, options: Mapping[str, str], keys: Sequence[str]) -
             raise UserError(f"{spec}: unknown key {key!r}{suggest(key, keys)}")
         if key == "unit" and value not in UNITS:
             raise UserError(f"{spec}: unknown unit {value!r}{suggest(value, UNITS)}")
+        if key in ("words", "tags") and not re.fullmatch(r"-?\d{1,3}", value):
+            raise UserError(f"{spec}: {key} must be a column's number, not {value!r}")
         if len(value) != 1 and (key == "delimiter" or (key == "quote" and value)):
             raise UserError(f"{spec}: {key} must be one character, not {value!r}")
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from lm.cli import Status, say
+from lm.data.files import BadRows
 from lm.types import UserError
 
 FORMAT = 1
@@ -65,6 +66,31 @@ class Store:
             name: self.values[name][offsets[doc] : offsets[doc + 1]]
             for name, offsets in self.offsets.items()
         }
+
+
+def from_documents(documents: Sequence[Mapping[str, np.ndarray]]) -> Store:
+    """Returns a store in memory; it is as one on disk, and none is dropped.
+
+    All documents have the same columns. No documents make no columns.
+
+    >>> store = from_documents([{"tokens": np.array([5, 6])}, {"tokens": np.array([])}])
+    >>> store.lengths()["tokens"].tolist(), store.document(0)["tokens"].tolist()
+    ([2, 0], [5, 6])
+    """
+    values, offsets, hashes = {}, {}, {}
+    for column in sorted(documents[0]) if documents else ():
+        arrays = [np.asarray(document[column]) for document in documents]
+        values[column] = np.concatenate(arrays).astype(np.int32)
+        ends = np.cumsum([0, *map(len, arrays)], dtype=np.int64)
+        offsets[column] = ends
+        for kind, array in (("values", values[column]), ("offsets", ends)):
+            hashes[f"{column}.{kind}"] = hashlib.sha256(array.tobytes()).hexdigest()
+    return Store(len(documents), _checksum(hashes), values, offsets)
+
+
+def _checksum(hashes: Mapping[str, str]) -> str:
+    """Returns the checksum of a store whose files have these."""
+    return hashlib.sha256(json.dumps(sorted(hashes.items())).encode()).hexdigest()
 
 
 def open_store(
@@ -121,22 +147,38 @@ def open_store(
 
 def encode_chunks(
     examples: Iterable[Mapping[str, Any]],
-    encode: Callable[[Sequence[Mapping[str, Any]]], Documents],
+    encode: Callable[
+        [Sequence[Mapping[str, Any]]], Sequence[dict[str, np.ndarray] | UserError]
+    ],
+    bad_rows: BadRows | None = None,
 ) -> Iterator[Documents]:
     """Encodes a stream of examples chunk by chunk, and drops empty results.
 
     A chunk is so large that a tokenizer can work on it in parallel, and so small that
-    memory does not grow with the stream.
+    memory does not grow with the stream. A `UserError` in place of a result is raised,
+    or counted if `bad_rows` says so.
     """
+    bad_rows = bad_rows or BadRows()
+    for chunk in _chunks(examples):
+        documents = []
+        for document in encode(chunk):
+            if isinstance(document, UserError):
+                bad_rows.add(document)
+            elif document:
+                documents.append(document)
+        yield documents
+
+
+def _chunks(examples: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
     chunk, chars = [], 0
     for example in examples:
         chunk.append(example)
         chars += sum(len(v) for v in example.values() if isinstance(v, str | bytes))
         if len(chunk) >= CHUNK_EXAMPLES or chars >= CHUNK_CHARS:
-            yield [document for document in encode(chunk) if document]
+            yield chunk
             chunk, chars = [], 0
     if chunk:
-        yield [document for document in encode(chunk) if document]
+        yield chunk
 
 
 def _read(folder: Path) -> tuple[Store | None, str]:
@@ -152,12 +194,11 @@ def _read(folder: Path) -> tuple[Store | None, str]:
         values = {c: _map(folder / f"{c}.values", np.int32) for c in meta["columns"]}
         offsets = {c: _map(folder / f"{c}.offsets", np.int64) for c in meta["columns"]}
         num_docs = len(offsets[meta["columns"][0]]) - 1
-        checksums = sorted((name, entry["sha256"]) for name, entry in files.items())
+        checksum = _checksum({name: entry["sha256"] for name, entry in files.items()})
     except FileNotFoundError as error:
         return None, f"no {Path(error.filename).name}" if folder.exists() else ""
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         return None, f"store.json: {error}"
-    checksum = hashlib.sha256(json.dumps(checksums).encode()).hexdigest()
     return Store(num_docs, checksum, values, offsets), ""
 
 

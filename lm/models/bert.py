@@ -23,7 +23,7 @@ from lm.nn.transformer import (
     make_norm,
     row_positions,
 )
-from lm.types import Batch
+from lm.types import Array, Batch
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,7 @@ class Model(nn.Module):
                 places whose logits [B, M, V] are wanted instead of all T.
             deterministic: Whether dropout is off.
         """
-        inputs = batch["inputs"]
-        segments = batch.get("segment_ids")
-        positions = row_positions(inputs, batch.get("positions"))
-        types = self.type(batch.get("type_ids", jnp.zeros_like(inputs)))
-        x = self.embedder(inputs, positions, deterministic, types)
-        mask = Mask(segments, segments, window=self.config.window)
-        context = Context(mask, positions, deterministic=deterministic)
-        hidden, _ = self.encoder(x, context)
+        hidden = self.hidden(batch, deterministic)
         # The first token is [CLS]: Devlin et al., section 3.
         pooled = jnp.tanh(self.pooler(hidden[:, 0]))
         states = hidden
@@ -99,3 +92,14 @@ class Model(nn.Module):
         states = self.transform_norm(states)
         logits = self.head(states, self.embedder.token.embedding)
         return Output(hidden, logits, pooled)
+
+    def hidden(self, batch: Batch, deterministic: bool = True) -> Array:
+        """Returns the final states [B, T, D] alone; as `__call__`."""
+        inputs = batch["inputs"]
+        segments = batch.get("segment_ids")
+        positions = row_positions(inputs, batch.get("positions"))
+        types = self.type(batch.get("type_ids", jnp.zeros_like(inputs)))
+        x = self.embedder(inputs, positions, deterministic, types)
+        mask = Mask(segments, segments, window=self.config.window)
+        context = Context(mask, positions, deterministic=deterministic)
+        return self.encoder(x, context)[0]

@@ -52,6 +52,10 @@ class Model(nn.Module):
                 sees in both directions.
             deterministic: Whether dropout is off.
         """
+        return self._output(self.hidden(batch, deterministic))
+
+    def hidden(self, batch: Batch, deterministic: bool = True) -> Array:
+        """Returns the final states [B, T, D] alone; as `__call__`."""
         segments = batch.get("segment_ids")
         mask = Mask(
             segments,
@@ -62,8 +66,8 @@ class Model(nn.Module):
         )
         positions = row_positions(batch["inputs"], batch.get("positions"))
         x = self.embedder(batch["inputs"], positions, deterministic)
-        x, _ = self.decoder(x, Context(mask, positions, deterministic=deterministic))
-        return self._output(x)
+        context = Context(mask, positions, deterministic=deterministic)
+        return self.decoder(x, context)[0]
 
     def prefill(self, batch: Batch, cache_len: int) -> tuple[Array, PyTree]:
         """Reads prompts; returns the logits [B, V] of what follows, and the cache.

@@ -91,6 +91,12 @@ class Model(nn.Module):
         x, _ = self.decoder(x, context)
         return self._output(self.dropout(x, deterministic=deterministic))
 
+    def hidden(self, batch: Batch, deterministic: bool = True) -> Array:
+        """Returns the encoder's states [B, T, D] of `inputs`, as an encoder would."""
+        names = ("inputs", "positions", "segment_ids")
+        read = {f"encoder_{name}": batch[name] for name in names if name in batch}
+        return self._encode(read, deterministic)
+
     def prefill(self, batch: Batch, cache_len: int) -> tuple[Array, PyTree]:
         """Reads texts and the decoder's prompts; returns logits [B, V] and a cache.
 

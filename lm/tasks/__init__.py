@@ -2,15 +2,37 @@
 
 from typing import Any
 
-from lm.tasks import causal_lm, masked_lm, span_corruption
-from lm.tasks.base import Task
+from lm.tasks import (
+    answer,
+    causal_lm,
+    chat,
+    classify,
+    masked_lm,
+    pair,
+    rank,
+    relation,
+    span_corruption,
+    tag,
+    text_to_text,
+)
+from lm.tasks.base import Predictive as Predictive
+from lm.tasks.base import Task as Task
+from lm.tasks.generative import Generative as Generative
 from lm.text.tokenizers import Tokenizer
 
 # name -> (config dataclass, task class). A new task adds its row here.
 TASKS: dict[str, tuple[type, Any]] = {
+    "answer": (answer.Config, answer.Answer),
     "causal_lm": (causal_lm.Config, causal_lm.CausalLM),
+    "chat": (chat.Config, chat.Chat),
+    "classify": (classify.Config, classify.Classify),
     "masked_lm": (masked_lm.Config, masked_lm.MaskedLM),
+    "pair": (pair.Config, pair.Pair),
+    "rank": (rank.Config, rank.Rank),
+    "relation": (relation.Config, relation.Relation),
     "span_corruption": (span_corruption.Config, span_corruption.SpanCorruption),
+    "tag": (tag.Config, tag.Tag),
+    "text_to_text": (text_to_text.Config, text_to_text.TextToText),
 }
 
 

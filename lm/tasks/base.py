@@ -1,16 +1,17 @@
 """What a task is: the one seam between text, model and use."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from lm.data.packing import BucketRows, ConcatRows, FitRows, Rows
+from lm.data.packing import BucketRows, ConcatRows, FitRows, Rows, join
 from lm.data.pipeline import DataTask
 from lm.metrics import Mean, Metrics, Perplexity
+from lm.models import build_model
 from lm.nn.losses import TokenLoss, cross_entropy
 from lm.text.tokenizers import Tokenizer
 from lm.types import Array, Batch, Params
@@ -33,6 +34,75 @@ class Task(DataTask, Protocol):
         """
         ...
 
+    @staticmethod
+    def resolve(config: Any, examples: Iterable[Mapping[str, Any]], skip: bool) -> Any:
+        """Returns the config with all that the training examples decide.
+
+        Args:
+            config: The task's.
+            examples: For training; a task that learns nothing of them reads none.
+            skip: Whether a bad example is passed over.
+
+        Raises:
+            UserError: If the examples cannot be learned from.
+        """
+        del examples, skip
+        return config
+
+    def build_model(self, config: Any) -> nn.Module:
+        """Returns the module of a model's config, with a head if the task has one."""
+        return build_model(config)
+
+
+@runtime_checkable
+class Predictive(Task, Protocol):
+    """A task whose predictions are for people: what is evaluated, exported, served."""
+
+    def encode_inputs(
+        self, examples: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, np.ndarray]]:
+        """Encodes examples as `encode` does, but for what is to be predicted.
+
+        Every text makes a document, however odd it is.
+        """
+        ...
+
+    def predict(self, model: nn.Module, params: Params, batch: Batch) -> Batch:
+        """Returns arrays of B rows each; a pure function, for `jax.jit`."""
+        ...
+
+    def decode(
+        self, example: Mapping[str, Any], outputs: Sequence[Mapping[str, np.ndarray]]
+    ) -> dict[str, Any]:
+        """Returns an example's prediction as JSON values.
+
+        Args:
+            example: As it was given to `encode_inputs`.
+            outputs: Of `predict`, for each of the example's rows in their order.
+        """
+        ...
+
+    def score(
+        self,
+        examples: Sequence[Mapping[str, Any]],
+        predictions: Sequence[Mapping[str, Any]],
+    ) -> dict[str, float]:
+        """Returns metrics of all predictions together, the most telling one first."""
+        ...
+
+    def text_of(self, example: Mapping[str, Any]) -> str:
+        """Returns all of an example's text, by which it is known again."""
+        return example["text"]
+
+    def details(
+        self,
+        examples: Sequence[Mapping[str, Any]],
+        predictions: Sequence[Mapping[str, Any]],
+    ) -> dict[str, Any]:
+        """Returns further sections of the report, as `lm.scorecard` names them."""
+        del examples, predictions
+        return {}
+
 
 def encode_marked(
     tokenizer: Tokenizer, examples: Sequence[Mapping[str, Any]]
@@ -41,13 +111,19 @@ def encode_marked(
 
     A text of no tokens is dropped.
     """
+    texts = tokenizer.encode_batch([example["text"] for example in examples])
+    return [{"tokens": marked(tokenizer, ids)} if len(ids) else {} for ids in texts]
+
+
+def marked(tokenizer: Tokenizer, *texts: np.ndarray) -> np.ndarray:
+    """Puts a mark before the first of these ids and one after each, if there are any.
+
+    BERT reads two texts as [CLS] a [SEP] b [SEP].
+    """
     bos = [tokenizer.bos_id] if tokenizer.bos_id >= 0 else []
     eos = [tokenizer.eos_id] if tokenizer.eos_id >= 0 else []
-    texts = tokenizer.encode_batch([example["text"] for example in examples])
-    return [
-        {"tokens": np.concatenate([bos, ids, eos]).astype(np.int32)} if len(ids) else {}
-        for ids in texts
-    ]
+    parts = [part for ids in texts for part in (ids, eos)]
+    return np.concatenate([bos, *parts]).astype(np.int32)
 
 
 def training_rows(sizes: np.ndarray, length: int, packing: str, seed: int) -> Rows:
@@ -55,9 +131,26 @@ def training_rows(sizes: np.ndarray, length: int, packing: str, seed: int) -> Ro
     if packing == "fit":
         return FitRows(sizes, (length,), seed)
     if packing == "bucket":
-        sides = [n for n in (2**i for i in range(4, 31)) if n < length]
-        return BucketRows(sizes, (*sides, length))
+        return BucketRows(sizes, sides(length))
     return ConcatRows(sizes, length, seed)
+
+
+def sides(length: int) -> tuple[int, ...]:
+    """Returns the lengths that rows of up to `length` units are padded to.
+
+    >>> sides(50)
+    (16, 32, 50)
+    """
+    return (*(n for n in (2**i for i in range(4, 31)) if n < length), length)
+
+
+def padded(
+    columns: Mapping[str, np.ndarray], length: int, tokenizer: Tokenizer
+) -> dict[str, np.ndarray]:
+    """Returns `inputs` and `segment_ids` [length] of one text, or of none."""
+    tokens = [columns["tokens"]] if columns else []
+    inputs, segment_ids, _ = join(tokens, length, max(tokenizer.pad_id, 0))
+    return {"inputs": inputs, "segment_ids": segment_ids}
 
 
 def apply(model: nn.Module, params: Params, batch: Batch, rng: Array | None) -> Any:

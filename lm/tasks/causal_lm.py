@@ -16,6 +16,7 @@ from lm.data.pipeline import Pieces
 from lm.metrics import Metrics
 from lm.tasks.base import (
     PACKINGS,
+    Task,
     encode_marked,
     token_loss,
     training_rows,
@@ -55,13 +56,17 @@ class Config:
 
 
 @dataclass(frozen=True)
-class CausalLM:
+class CausalLM(Task):
     """The task. A document of n tokens, marks included, has n - 1 targets."""
 
     config: Config
     tokenizer: Tokenizer
     overlap = 1
-    encoding = "bos tokens eos"
+
+    @property
+    def encoding(self) -> str:
+        """See `DataTask`."""
+        return "bos tokens eos"
 
     def encode(
         self, examples: Sequence[Mapping[str, Any]]

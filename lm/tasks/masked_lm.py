@@ -19,6 +19,7 @@ from lm.data.pipeline import Pieces
 from lm.metrics import Metrics
 from lm.tasks.base import (
     PACKINGS,
+    Task,
     encode_marked,
     token_loss,
     training_rows,
@@ -63,19 +64,23 @@ class Config:
 
 
 @dataclass(frozen=True)
-class MaskedLM:
+class MaskedLM(Task):
     """The task. A row predicts up to M = `mask_rate` · T of its tokens."""
 
     config: Config
     tokenizer: Tokenizer
     overlap = 0
-    encoding = "bos tokens eos"
 
     def __post_init__(self):
         if self.tokenizer.mask_id < 0:
             raise UserError(
                 "the tokenizer has no mask token; train one with tools.train_tokenizer"
             )
+
+    @property
+    def encoding(self) -> str:
+        """See `DataTask`."""
+        return "bos tokens eos"
 
     def encode(
         self, examples: Sequence[Mapping[str, Any]]

@@ -15,7 +15,7 @@ from lm.data import corrupt
 from lm.data.packing import FitRows, Rows, cut, join
 from lm.data.pipeline import Pieces
 from lm.metrics import Metrics
-from lm.tasks.base import token_loss
+from lm.tasks.base import Task, token_loss
 from lm.text.tokenizers import Tokenizer
 from lm.types import Array, Batch, Params, UserError
 
@@ -46,11 +46,10 @@ class Config:
             raise UserError("task.mean_span_length must be at least 1")
 
 
-class SpanCorruption:
+class SpanCorruption(Task):
     """The task. Documents are cut to what fits a row once corrupted, and packed."""
 
     overlap = 0
-    encoding = "tokens"
 
     def __init__(self, config: Config, tokenizer: Tokenizer):
         """Finds the longest text that fits.
@@ -78,6 +77,11 @@ class SpanCorruption:
             eos_id=self.tokenizer.eos_id,
             **self._noise,
         )
+
+    @property
+    def encoding(self) -> str:
+        """See `DataTask`."""
+        return "tokens"
 
     def encode(
         self, examples: Sequence[Mapping[str, Any]]

@@ -57,6 +57,8 @@ class CheckpointConfig:
 # What keeps a checkpoint from being read and is no fault of the checkpoint's.
 NOT_DAMAGE = ("PermissionError", "PERMISSION_DENIED", "MemoryError", "ut of memory")
 
+NO_SCORE = (-math.inf, 0.0)
+
 
 class Checkpoints:
     """The checkpoints of a workdir; each is a folder named after its step."""
@@ -73,7 +75,7 @@ class Checkpoints:
         if config.keep_best:
             kept.append(
                 policies.BestN(
-                    get_metric_fn=self._score,
+                    get_metric_fn=self._score,  # pyright: ignore
                     n=config.keep_best,
                     keep_checkpoints_without_metrics=False,
                 )
@@ -86,18 +88,19 @@ class Checkpoints:
             },
             options=ocp.CheckpointManagerOptions(
                 create=False,
-                best_fn=self._score,  # without it Orbax writes no metrics
+                # Without it Orbax writes no metrics.
+                best_fn=self._score,  # pyright: ignore
                 preservation_policy=policies.AnyPreservationPolicy(kept),
             ),
         )
 
-    def _score(self, metrics: Mapping[str, float]) -> float:
-        """Returns a number that is highest for the best checkpoint."""
+    def _score(self, metrics: Mapping[str, float]) -> tuple[float, float]:
+        """Returns what is highest for the best checkpoint, and the first of equals."""
         sign = 1 if self._config.best_mode == "max" else -1
         for name, value in metrics.items():
             if name.rpartition("/")[2] == self._config.best_metric and value == value:
-                return sign * value
-        return -math.inf
+                return sign * value, -metrics["step"]
+        return NO_SCORE
 
     def steps(self) -> list[int]:
         """Returns the steps of all complete checkpoints, in rising order."""
@@ -138,7 +141,7 @@ class Checkpoints:
             args=ocp.args.Composite(
                 state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta)
             ),
-            metrics=dict(metrics) or None,
+            metrics={"step": step, **metrics} if metrics else None,
             force=True,
         )
         self._saved = step
@@ -221,19 +224,25 @@ class Checkpoints:
                 _say(trouble)
         raise UserError(f"{trouble}; choose another --step")
 
+    def best_step(self) -> int:
+        """Returns the step of the best checkpoint; the first of equals.
+
+        Raises:
+            UserError: If none has the metric.
+        """
+        self.wait()
+        steps = self.steps()
+        scores = {step: self._score(self.metrics(step)) for step in steps}
+        if max(scores.values(), default=NO_SCORE) == NO_SCORE:
+            raise UserError(
+                f"no checkpoint in {self._folder} has the metric "
+                f"{self._config.best_metric!r}, so none is best; use --step=latest"
+            )
+        return max(steps, key=lambda step: scores[step])
+
     def _find(self, step: int | str, steps: Sequence[int]) -> int:
         if step == "best":
-            scores = {
-                number: self._score(metrics)
-                for number in steps
-                if (metrics := self.metrics(number))
-            }
-            if max(scores.values(), default=-math.inf) == -math.inf:
-                raise UserError(
-                    f"no checkpoint in {self._folder} has the metric "
-                    f"{self._config.best_metric!r}, so none is best; use --step=latest"
-                )
-            return max(scores, key=lambda number: scores[number])
+            return self.best_step()
         if not str(step).isdigit() or int(step) not in steps:
             raise UserError(
                 f"no checkpoint of step {step!r} in {self._folder}; there are "

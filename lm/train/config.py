@@ -1,8 +1,10 @@
 """The root of a run's config, and what it builds."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from lm.adapt.lora import FROZEN, LoraConfig
 from lm.config import check_range, from_config_dict
 from lm.data.pipeline import DataConfig
 from lm.models import MODELS
@@ -22,14 +24,18 @@ class EvalConfig:
         batch_size: Rows of an evaluation batch, over all hosts; 0 means the training
             batch's.
         max_batches: Where to stop; 0 means the whole split.
+        patience: End the run after this many evaluations in a row without a better
+            `checkpoint.best_metric`; 0 turns this off.
     """
 
     batch_size: int = 0
     max_batches: int = 0
+    patience: int = 0
 
     def __post_init__(self):
         check_range("eval.batch_size", self.batch_size, 0)
         check_range("eval.max_batches", self.max_batches, 0)
+        check_range("eval.patience", self.patience, 0)
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,9 @@ class Config:
         eval: Evaluation while training.
         checkpoint: What is kept.
         guard: What is done about a NaN or a spike.
+        lora: Adapters that are trained in the place of the model.
+        init_from: A workdir to begin from. Architecture and tokenizer are then its,
+            and all parameters that it has; what it lacks, such as a head, is new.
         seed: Of parameters, data order and dropout.
         batch_size: Rows of an optimizer step, over all hosts.
         grad_accum_steps: Parts that a batch is computed in, one after the other.
@@ -86,6 +95,8 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    init_from: str = ""
     seed: int = 0
     batch_size: int = 32
     grad_accum_steps: int = 1
@@ -118,11 +129,29 @@ class Config:
                 f"task.length {longest} exceeds model.max_len {self.model.max_len}; "
                 "lower one or raise the other"
             )
+        if self.lora.rank and not self.init_from:
+            raise UserError(
+                "lora.rank adapts a trained model; set init_from to its workdir"
+            )
+        if self.eval.patience and not (
+            self.eval_every_steps and self.checkpoint.keep_best
+        ):
+            raise UserError(
+                "eval.patience needs evaluations (eval_every_steps) and the best "
+                "checkpoint (checkpoint.keep_best)"
+            )
         if self.warmup_steps > self.num_train_steps:
             raise UserError(
                 f"warmup_steps {self.warmup_steps} exceeds num_train_steps "
                 f"{self.num_train_steps}"
             )
+
+    @property
+    def optimizer(self) -> OptimConfig:
+        """`optim`, which leaves the base of an adapted model as it is."""
+        if not self.lora.rank:
+            return self.optim
+        return dataclasses.replace(self.optim, freeze=(*self.optim.freeze, FROZEN))
 
     @classmethod
     def of(cls, values: Any) -> "Config":

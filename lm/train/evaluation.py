@@ -1,14 +1,251 @@
-"""Metrics over a whole split."""
+"""Metrics and predictions of a whole split."""
 
-from collections.abc import Callable, Iterable, Mapping
+import functools
+import itertools
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from lm import cli, sharding
 from lm import metrics as metrics_lib
-from lm import sharding
-from lm.types import Batch, Params
+from lm.data.pipeline import DataConfig, Pipeline, build_pipeline, one_pass
+from lm.data.sources import open_source
+from lm.tasks import Predictive, Task
+from lm.text.tokenizers import Tokenizer
+from lm.train.step import make_eval_step
+from lm.types import Batch, Params, UserError
+
+Example = Mapping[str, Any]
+Prediction = dict[str, Any]
+
+
+class Evaluator:
+    """Evaluates parameters on one split, as often as asked.
+
+    Attributes:
+        split: Its name.
+        examples: Those of a task that predicts, as far as they are scored.
+        predictions: Of these, as of the last call.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        tokenizer: Tokenizer,
+        model: nn.Module,
+        mesh: Mesh,
+        data: DataConfig,
+        *,
+        split: str,
+        batch_size: int,
+        max_batches: int = 0,
+        seed: int = 0,
+    ):
+        """Reads the split.
+
+        Args:
+            task: What is measured.
+            tokenizer: The task's.
+            model: The task's.
+            mesh: Where it runs.
+            data: Where the split is.
+            split: Its name.
+            batch_size: Rows at a time, over all hosts.
+            max_batches: Where to stop; 0 means the whole split.
+            seed: Of a task's noise.
+
+        Raises:
+            UserError: If there is no such split, or it is empty or broken.
+        """
+        self.split = split
+        self.examples: list[Example] = []
+        self.predictions: list[Prediction] = []
+        self._task, self._mesh, self._batch_size = task, mesh, batch_size
+        if isinstance(task, Predictive):
+            limit = max_batches * batch_size
+            self.examples, self._documents = read_examples(task, data, split, limit)
+            self._batches = one_pass(task, self._documents, batch_size, *_host())
+        else:
+            self._batches = build_pipeline(
+                task,
+                tokenizer,
+                data,
+                split=split,
+                batch_size=batch_size,
+                seed=seed,
+                train=False,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
+        self._limit = 0 if self.examples else max_batches
+        self._step = make_eval_step(model, task)
+        self._jitted = jax.jit(self._step, out_shardings=sharding.replicated(mesh))
+
+    @property
+    def num_batches(self) -> int:
+        """How many batches are evaluated."""
+        number = self._batches.num_batches
+        return min(self._limit or number, number)
+
+    def keep(self, chosen: Sequence[bool]) -> None:
+        """Leaves out examples for which `chosen` is False."""
+        self.examples = list(itertools.compress(self.examples, chosen))
+        self._documents = list(itertools.compress(self._documents, chosen))
+        self._batches = one_pass(
+            self._task, self._documents, self._batch_size, *_host()
+        )
+
+    def __call__(
+        self, params: Params, watch: Callable[..., Iterable] = lambda x, total: x
+    ) -> dict[str, float]:
+        """Returns the metrics of all batches together.
+
+        Args:
+            params: On the mesh.
+            watch: Shows how far it is, as `lm.cli.progress` does.
+        """
+        total, found = None, _ByExample(self._batches, len(self.examples))
+        numbers = watch(range(self.num_batches), self.num_batches)
+        step = functools.partial(self._jitted, params)
+        for number, results in in_turn(step, self._batches, numbers, self._mesh):
+            metrics, outputs = results
+            total = add(total, metrics)
+            found.add(number, outputs)
+        assert total is not None
+        return metrics_lib.compute(total) | self._score(found.rows())
+
+    def _score(self, rows: Sequence[Sequence[Batch]]) -> dict[str, float]:
+        """Keeps the predictions of a task that has any, and scores them."""
+        if not isinstance(self._task, Predictive):
+            return {}
+        decode = self._task.decode
+        self.predictions = [decode(*pair) for pair in zip(self.examples, rows)]
+        return self._task.score(self.examples, self.predictions)
+
+    def check_metric(self, name: str, params: Params) -> None:
+        """Raises a UserError unless evaluations will have a metric of this name.
+
+        Args:
+            name: The metric's.
+            params: Shapes are enough.
+        """
+        metrics, outputs = jax.eval_shape(self._step, params, self._batches.batch(0))
+        blank = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), outputs)
+        found = _ByExample(self._batches, len(self.examples))
+        for number in range(self.num_batches):
+            found.add(number, blank)
+        names = [*metrics, *self._score(found.rows())]
+        if name not in names:
+            raise UserError(
+                f"checkpoint.best_metric {name!r} is no metric of this task"
+                f"{cli.suggest(name, sorted(names))}"
+            )
+
+
+def read_examples(
+    task: Task, data: DataConfig, split: str, limit: int = 0
+) -> tuple[list[Example], list[dict[str, np.ndarray]]]:
+    """Reads and encodes a split for a task; bad examples as `data.bad_rows` says.
+
+    Args:
+        task: Whose examples they are.
+        data: Where the split is.
+        split: Its name.
+        limit: How many to read of each source; 0 means all.
+
+    Raises:
+        UserError: If there is no such split, or it is empty or broken.
+    """
+    found: list[tuple[Example, dict[str, np.ndarray]]] = []
+    for spec in data.sources:
+        source = open_source(spec, data.data_dir, data.bad_rows)
+        some = list(itertools.islice(source.examples(split), limit or None))
+        for example, document in zip(some, task.encode(some)):
+            if isinstance(document, UserError):
+                source.bad_rows.add(document)
+            elif document:
+                found.append((example, document))
+        source.bad_rows.say(f"{spec} {split}")
+    if not found:
+        raise UserError(f"{', '.join(data.sources)} {split} has no example to score")
+    examples, documents = zip(*found)
+    return list(examples), list(documents)
+
+
+class Predictor:
+    """Predicts examples in batches."""
+
+    def __init__(self, task: Predictive, model: nn.Module, mesh: Mesh, batch_size: int):
+        """Compiles nothing yet.
+
+        Args:
+            task: What is predicted.
+            model: The task's.
+            mesh: Where it runs.
+            batch_size: Rows at a time, over all hosts.
+        """
+        self._task, self._mesh, self._batch_size = task, mesh, batch_size
+        self._jitted = jax.jit(
+            lambda params, batch: task.predict(model, params, batch),
+            out_shardings=sharding.replicated(mesh),
+        )
+
+    def __call__(self, params: Params, examples: Sequence[Example]) -> list[Prediction]:
+        """Returns the prediction of each example."""
+        if not examples:
+            return []
+        documents = self._task.encode_inputs(examples)
+        batches = one_pass(self._task, documents, self._batch_size, *_host())
+        found = _ByExample(batches, len(examples))
+        step = functools.partial(self._jitted, params)
+        numbers = range(batches.num_batches)
+        for number, outputs in in_turn(step, batches, numbers, self._mesh):
+            found.add(number, outputs)
+        decode = self._task.decode
+        return [decode(*pair) for pair in zip(examples, found.rows())]
+
+
+def in_turn(
+    step: Callable[[Batch], Any], batches: Pipeline, numbers: Iterable[int], mesh: Mesh
+) -> Iterator[tuple[int, Any]]:
+    """Yields what a step makes of each batch, on the host.
+
+    A batch is dispatched before the one before it is read.
+    """
+    pending = None
+    for number in numbers:
+        following = number, step(put(mesh, batches.batch(number)))
+        if pending:
+            yield pending[0], jax.device_get(pending[1])
+        pending = following
+    if pending:
+        yield pending[0], jax.device_get(pending[1])
+
+
+class _ByExample:
+    """Sorts rows of outputs by the example that they are of."""
+
+    def __init__(self, batches: Pipeline, num_examples: int):
+        self._batches = batches
+        self._found: list[list[tuple[int, Batch]]] = [[] for _ in range(num_examples)]
+
+    def add(self, number: int, outputs: Batch) -> None:
+        """Takes in the outputs [B, …] of a batch; a task may have none."""
+        if outputs:
+            for row, pieces in enumerate(self._batches.documents(number)):
+                for piece in pieces:
+                    values = {name: value[row] for name, value in outputs.items()}
+                    self._found[piece.doc].append((piece.start, values))
+
+    def rows(self) -> list[list[Batch]]:
+        """Returns the rows of each example, in the order of its text."""
+        begin = operator.itemgetter(0)
+        return [[v for _, v in sorted(rows, key=begin)] for rows in self._found]
 
 
 def put(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> Batch:
@@ -20,31 +257,13 @@ def put(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> Batch:
     }
 
 
-def evaluate(
-    eval_step: Callable[[Params, Batch], metrics_lib.Metrics],
-    params: Params,
-    batches: Iterable[Mapping[str, np.ndarray]],
-    mesh: Mesh,
-) -> dict[str, float]:
-    """Returns the metrics of all batches together.
-
-    Totals and weights are summed in float64 on the host, so a long split loses no
-    precision; the next batch is dispatched before the last one is read.
-    """
-    total, pending = None, None
-    for batch in batches:
-        following = eval_step(params, put(mesh, batch))
-        if pending is not None:
-            total = add(total, pending)
-        pending = following
-    if pending is not None:
-        total = add(total, pending)
-    return {} if total is None else metrics_lib.compute(total)
-
-
 def add(
     total: metrics_lib.Metrics | None, new: metrics_lib.Metrics
 ) -> metrics_lib.Metrics:
-    """Adds device metrics to a sum on the host, waiting for them."""
+    """Adds device metrics to a sum on the host in float64, waiting for them."""
     new = jax.tree.map(np.float64, jax.device_get(new))
     return new if total is None else metrics_lib.merge(total, new)
+
+
+def _host() -> tuple[int, int]:
+    return jax.process_index(), jax.process_count()

@@ -9,25 +9,26 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lm import metrics as metrics_lib
 from lm import sharding, tree
-from lm.cli import suggest
+from lm.adapt import lora
 from lm.data.pipeline import Pipeline, build_pipeline
-from lm.models import build_model
 from lm.tasks import Task, build_task
 from lm.text.tokenizers import Tokenizer
 from lm.train import perf, report
 from lm.train import workdir as workdir_lib
+from lm.train.begin import warm_start
 from lm.train.checkpoint import Checkpoints
 from lm.train.config import Config
-from lm.train.evaluation import evaluate, put
+from lm.train.evaluation import Evaluator, put
 from lm.train.optim import make_optimizer, make_schedule
 from lm.train.state import TrainState, abstract_state, check_memory, init_state
-from lm.train.step import make_eval_step, make_train_step
+from lm.train.step import make_train_step
 from lm.train.stop import Stop, on_signal
-from lm.types import Batch, Params, UserError
+from lm.types import Batch, UserError
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,6 @@ class Run:
     abstract: TrainState
     init: Callable[[], TrainState]
     train_step: Callable[[TrainState, Batch], tuple[TrainState, metrics_lib.Metrics]]
-    eval_step: Callable[[Params, Batch], metrics_lib.Metrics]
 
 
 def build(config: Config, tokenizer: Tokenizer, devices: Sequence | None = None) -> Run:
@@ -53,12 +53,12 @@ def build(config: Config, tokenizer: Tokenizer, devices: Sequence | None = None)
     """
     mesh = sharding.build_mesh(config.mesh, devices)
     check_batches(config, mesh)
-    model = build_model(config.model)
     task = build_task(config.task, tokenizer)
+    model = lora.adapt(task.build_model(config.model), config.lora)
     schedule = make_schedule(config.optim, config.num_train_steps, config.warmup_steps)
     abstract, optimizer = abstract_state(
         model,
-        lambda params: make_optimizer(config.optim, schedule, params),
+        lambda params: make_optimizer(config.optimizer, schedule, params),
         mesh,
         config.mesh,
         has_ema=config.optim.ema_decay > 0,
@@ -78,11 +78,6 @@ def build(config: Config, tokenizer: Tokenizer, devices: Sequence | None = None)
             in_shardings=(layout, rows),
             out_shardings=(layout, everywhere),
             donate_argnums=0,
-        ),
-        jax.jit(
-            make_eval_step(model, task),
-            in_shardings=(layout.params, rows),
-            out_shardings=everywhere,
         ),
     )
 
@@ -118,7 +113,7 @@ def train(config: Config, workdir: Path, profile: range = range(0)) -> dict[str,
             skipped.
     """
     with workdir_lib.alone(workdir):
-        run = build(config, workdir_lib.prepare(workdir, config))
+        run = build(*workdir_lib.prepare(workdir, config))
         with sharding.use(run.mesh, config.mesh):
             return _train(run, workdir, profile)
 
@@ -127,14 +122,16 @@ def _train(run: Run, workdir: Path, profile: range) -> dict[str, Any]:
     """Finds out where to begin, and that nothing later will fail, and begins."""
     config = run.config
     check_memory(run.abstract)
-    _check_evaluation(run)
+    # Evaluations come after long training: what they need is looked for now.
+    evaluator = build_evaluator(run)
+    evaluator.check_metric(config.checkpoint.best_metric, run.abstract.params)
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
     with contextlib.closing(checkpoints):
         restored = checkpoints.restore(run.abstract)
-        state, position = restored or (run.init(), {})
+        state, position = restored or (_begin(run), {})
         first_step = int(state.step)
-        _check_profile(profile, first_step, config.num_train_steps)
-        batches = build_batches(run, True, first_step * config.batch_size)
+        trace = perf.Trace(profile, first_step, config.num_train_steps, workdir)
+        batches = build_batches(run, first_step * config.batch_size)
         _check_position(workdir, position, batches)
         display = report.Display(config.num_train_steps, first_step)
         writer = report.Writer(workdir, first_step)
@@ -149,33 +146,46 @@ def _train(run: Run, workdir: Path, profile: range) -> dict[str, Any]:
                 f"{jax.devices()[0].device_kind}"
                 + (f"; resumed at step {first_step}" if restored else "")
             )
-            return _loop(
-                run,
-                workdir,
-                state,
-                batches,
-                checkpoints,
-                writer,
-                display,
-                stop,
-                profile,
+            session = Session(
+                run, batches, evaluator, checkpoints, writer, display, stop, trace
             )
+            return _loop(session, state)
 
 
-def _loop(
-    run: Run,
-    workdir: Path,
-    state: TrainState,
-    batches: Pipeline,
-    checkpoints: Checkpoints,
-    writer: report.Writer,
-    display: report.Display,
-    stop: Stop,
-    profile: range,
-) -> dict[str, Any]:
-    config = run.config
+def _begin(run: Run) -> TrainState:
+    """Returns the state of step 0, with the parameters of `init_from`."""
+    state, config = run.init(), run.config
+    if not config.init_from:
+        return state
+    workdir = Path(config.init_from)
+    source = workdir_lib.load_config(workdir)
+    model = build_task(source.task, run.tokenizer).build_model(source.model)
+    found, step = workdir_lib.load_params(workdir, source, model, run.mesh, config.mesh)
+    params = warm_start(state.params, found, f"{workdir} at step {step}")
+    # A copy: the step donates both.
+    ema_params = jax.tree.map(jnp.copy, params) if state.ema_params else None
+    return state.replace(params=params, ema_params=ema_params)  # pyright: ignore
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the loop reads from and writes to."""
+
+    run: Run
+    batches: Pipeline
+    evaluator: Evaluator
+    checkpoints: Checkpoints
+    writer: report.Writer
+    display: report.Display
+    stop: Stop
+    trace: perf.Trace
+
+
+def _loop(session: Session, state: TrainState) -> dict[str, Any]:
+    run, config = session.run, session.run.config
+    batches, checkpoints = session.batches, session.checkpoints
+    writer, display = session.writer, session.display
     first_step = step = int(state.step)
-    profile = range(max(profile.start, first_step), profile.stop)
     results = checkpoints.metrics(step) if step else {}
     is_evaluated = bool(results)
     stream = iter(batches)
@@ -199,7 +209,7 @@ def _loop(
 
     while True:
         is_last = step >= config.num_train_steps
-        stopped = stop.reached(step)
+        stopped = session.stop.reached(step)
         ends = is_last or stopped
         evaluates = is_last or _due(step, config.eval_every_steps)
         evaluates &= step > 0 and not stopped
@@ -211,18 +221,18 @@ def _loop(
             pending = None
         pause = time.perf_counter()
         if evaluates:
-            results = _evaluate(run, state)
+            results = _evaluate(session.evaluator, state)
             writer.write(step, results)
             display.say(report.summary(step, results))
         if saves and step > first_step:
             position = {"row": step * config.batch_size, "data": batches.fingerprint}
             checkpoints.save(step, state, position, results if evaluates else {})
+        if evaluates or (is_evaluated and step == first_step):
+            ends |= _is_stale(session, step)
         window.exclude(time.perf_counter() - pause)
         if ends:
             break
-        if step == profile.stop:
-            jax.block_until_ready(state)
-        _trace(step, profile, workdir)
+        session.trace.at(step, state)
         waited = time.perf_counter()
         batch = next(stream)
         waited = time.perf_counter() - waited
@@ -235,42 +245,65 @@ def _loop(
         if shape not in costs:
             costs[shape] = _cost(run, batch)
         pending = (metrics, *costs[shape])
-    if profile.start < step <= profile.stop:
-        jax.block_until_ready(state)
-        jax.profiler.stop_trace()
+    session.trace.stop(state)
     checkpoints.wait()
-    return {"step": step, **results} | ({"signal": stop.signal} if stopped else {})
+    signal = {"signal": session.stop.signal} if stopped else {}
+    return {"step": step, **results, **signal}
+
+
+def _is_stale(session: Session, step: int) -> bool:
+    """Returns whether evaluations have long not been better than the best."""
+    config = session.run.config
+    if not config.eval.patience:
+        return False
+    best = session.checkpoints.best_step()
+    is_stale = step - best >= config.eval.patience * config.eval_every_steps
+    if is_stale:
+        name = config.checkpoint.best_metric
+        session.display.say(f"stopped early: the best {name} is that of step {best}")
+    return is_stale
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def build_batches(run: Run, train: bool, start_row: int = 0) -> Pipeline:
-    """Returns the batches of training, from a row on, or those of an evaluation."""
+def build_batches(run: Run, start_row: int = 0) -> Pipeline:
+    """Returns the batches of training, from a row on."""
     config, data = run.config, run.config.data
-    eval_size = config.eval.batch_size or config.batch_size
     return build_pipeline(
         run.task,
         run.tokenizer,
         data,
-        split=data.train_split if train else data.eval_split,
-        batch_size=config.batch_size if train else eval_size,
+        split=data.train_split,
+        batch_size=config.batch_size,
         seed=config.seed,
-        train=train,
+        train=True,
         start_row=start_row,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
 
 
-def _evaluate(run: Run, state: TrainState) -> dict[str, float]:
-    batches = build_batches(run, False)
-    limit = run.config.eval.max_batches or batches.num_batches
-    chosen = (batch for _, batch in zip(range(limit), batches))
-    values = evaluate(run.eval_step, state.averaged_params(), chosen, run.mesh)
-    name = run.config.data.eval_split
-    return {f"eval/{name}/{metric}": value for metric, value in values.items()}
+def build_evaluator(run: Run) -> Evaluator:
+    """Returns the evaluator of the split that is evaluated while training."""
+    config = run.config
+    return Evaluator(
+        run.task,
+        run.tokenizer,
+        run.model,
+        run.mesh,
+        config.data,
+        split=config.data.eval_split,
+        batch_size=config.eval.batch_size or config.batch_size,
+        max_batches=config.eval.max_batches,
+        seed=config.seed,
+    )
+
+
+def _evaluate(evaluator: Evaluator, state: TrainState) -> dict[str, float]:
+    values = evaluator(state.averaged_params())
+    return {f"eval/{evaluator.split}/{name}": x for name, x in values.items()}
 
 
 def _cost(run: Run, batch: Mapping[str, Any]) -> tuple[int, float]:
@@ -283,23 +316,6 @@ def _cost(run: Run, batch: Mapping[str, Any]) -> tuple[int, float]:
         if name in shapes
     )
     return tokens, perf.step_flops(run.config.model, run.abstract.params, shapes)
-
-
-def _check_evaluation(run: Run) -> None:
-    """Raises a UserError if what evaluations need is not there.
-
-    They come after long training, and the last one before the last checkpoint.
-    """
-    batches = build_batches(run, False)
-    shapes = jax.eval_shape(
-        make_eval_step(run.model, run.task), run.abstract.params, batches.batch(0)
-    )
-    name = run.config.checkpoint.best_metric
-    if name not in shapes:
-        raise UserError(
-            f"checkpoint.best_metric {name!r} is no metric of the task "
-            f"{run.config.task.name}{suggest(name, sorted(shapes))}"
-        )
 
 
 def _check_position(
@@ -331,20 +347,3 @@ def _check_skipped(
             "optim.learning_rate, raise warmup_steps, or set optim.grad_clip_norm, "
             "and train into another --workdir"
         )
-
-
-def _check_profile(profile: range, first_step: int, num_train_steps: int) -> None:
-    """Raises a UserError if none of the steps to trace will be taken."""
-    if profile and not (profile.stop > first_step and profile.start < num_train_steps):
-        raise UserError(
-            f"--profile={profile.start}:{profile.stop} is outside of the steps from "
-            f"{first_step} to {num_train_steps} that are left"
-        )
-
-
-def _trace(step: int, profile: range, workdir: Path) -> None:
-    """Starts the profiler before the first step of the range, stops it after."""
-    if profile and step == profile.start:
-        jax.profiler.start_trace(str(workdir))
-    elif profile and step == profile.stop:
-        jax.profiler.stop_trace()

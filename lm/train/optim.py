@@ -12,9 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from lm import tree
+from lm.adapt.kernels import in_out_axes
 from lm.config import check_choice, check_range
 from lm.types import Array, Params, PyTree, UserError
 
@@ -46,6 +48,13 @@ class OptimConfig:
         weight_decay: Decoupled from the gradient, times the learning rate.
         decay: Regexes of the parameters that weight decay acts on.
         freeze: Regexes of the parameters that stay as they are.
+        train: Regexes of the parameters that are trained though `freeze` has them.
+        layer_decay: Layer l = 0, …, L - 1 of L learns at layer_decay^(L - l) of the
+            rate, and embeddings, T5's relative positions too, at
+            layer_decay^(L + 1) of it, with the L of the deepest stack; heads, final
+            norms and all else at the rate itself (Clark et al. 2020,
+            https://arxiv.org/abs/2003.10555, after Howard & Ruder 2018,
+            https://arxiv.org/abs/1801.06146).
         lr_scales: `regex=factor` pairs; the first that matches a parameter multiplies
             its learning rate.
         grad_clip_norm: If positive, longer gradients are cut to this norm.
@@ -64,6 +73,8 @@ class OptimConfig:
     weight_decay: float = 0.1
     decay: tuple[str, ...] = (r"(kernel|embedding)$",)
     freeze: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()
+    layer_decay: float = 1.0
     lr_scales: tuple[str, ...] = ()
     grad_clip_norm: float = 1.0
     ema_decay: float = 0.0
@@ -73,7 +84,7 @@ class OptimConfig:
         check_choice("optim.schedule", self.schedule, SCHEDULES)
         for name in ("b1", "b2", "ema_decay"):
             check_range(f"optim.{name}", getattr(self, name), 0, 1)
-        for name in ("final_fraction", "decay_fraction"):
+        for name in ("final_fraction", "decay_fraction", "layer_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"optim.{name} must be from 0 to 1")
         for name in ("learning_rate", "eps", "weight_decay", "grad_clip_norm"):
@@ -138,9 +149,12 @@ def make_optimizer(
     """Returns the optimizer of these parameters (shapes are enough).
 
     Raises:
-        UserError: If a regex is invalid or matches no parameter.
+        UserError: If a regex is invalid or matches no parameter, or none is trained.
     """
-    decays = _by_name(params, [(r, True) for r in config.decay], False, "optim.decay")
+    stays = frozen(config, params)
+    trained = jax.tree.map(lambda x, stay: None if stay else x, params, stays)
+    rules = [(regex, True) for regex in config.decay]
+    decays = _by_name(params, tree.first_match(params, rules, False, "optim.decay"))
     decay = optax.add_decayed_weights(config.weight_decay, decays)
     parts = [optax.clip_by_global_norm(config.grad_clip_norm or jnp.inf)]
     match config.name:
@@ -156,37 +170,89 @@ def make_optimizer(
                 optax.clip_by_block_rms(1.0),
                 optax.scale_by_param_block_rms(),
             )
-            parts += [_per_layer(scale, params), decay]
+            parts += [_per_layer(scale, trained), decay]
         case "lamb":
             parts += [optax.scale_by_adam(config.b1, config.b2, config.eps), decay]
-            parts.append(_per_layer(optax.scale_by_trust_ratio(), params))
+            parts.append(_per_layer(optax.scale_by_trust_ratio(), trained))
         case "muon":
             parts += [_muon(config), decay]
-    if config.lr_scales:
-        rules = parse_scales(config.lr_scales)
-        factors = _by_name(params, rules, 1.0, "optim.lr_scales")
+    if config.lr_scales or config.layer_decay < 1:
+        factors = _by_name(params, _rate_factors(config, params))
         parts.append(
             optax.stateless(
                 lambda updates, _: jax.tree.map(jnp.multiply, updates, factors(updates))
             )
         )
     optimizer = optax.chain(*parts, optax.scale_by_learning_rate(schedule))
-    if not config.freeze:
+    if not any(jax.tree.leaves(stays)):
         return optimizer
-    rules = [(regex, "frozen") for regex in config.freeze]
-    labels = _by_name(params, rules, "trained", "optim.freeze")
+    labels = jax.tree.map(lambda stay: "frozen" if stay else "trained", stays)
     return optax.partition(
         {"trained": optimizer, "frozen": optax.set_to_zero()}, labels
     )
 
 
-def _by_name(
-    params: Params, rules: list[tuple[str, Any]], default: Any, what: str
-) -> Callable[[PyTree], PyTree]:
-    """Returns a function from a tree, some leaves perhaps masked, to chosen values."""
-    chosen = tree.first_match(params, rules, default, what)
-    values = dict(zip(jax.tree.leaves(tree.names(params)), jax.tree.leaves(chosen)))
-    return lambda masked: tree.map_with_names(lambda name, _: values[name], masked)
+def frozen(config: OptimConfig, params: Params) -> PyTree:
+    """Returns for each parameter whether it stays as it is; shapes are enough.
+
+    Raises:
+        UserError: If a regex is invalid or matches no parameter, or none is trained.
+    """
+    freeze, train = (
+        tree.first_match(params, [(r, True) for r in regexes], False, f"optim.{name}")
+        for name, regexes in (("freeze", config.freeze), ("train", config.train))
+    )
+    stays = jax.tree.map(lambda a, b: a and not b, freeze, train)
+    if all(jax.tree.leaves(stays)):
+        raise UserError("optim.freeze leaves no parameter to train; set optim.train")
+    return stays
+
+
+def _by_name(params: Params, values: PyTree) -> Callable[[PyTree], PyTree]:
+    """Returns a function from a tree, some leaves perhaps masked, to their values."""
+    of = dict(zip(jax.tree.leaves(tree.names(params)), jax.tree.leaves(values)))
+    return lambda masked: tree.map_with_names(lambda name, _: of[name], masked)
+
+
+def _rate_factors(config: OptimConfig, params: Params) -> PyTree:
+    """Returns what each parameter's rate is multiplied by, [L, 1, …] of a stack."""
+    depths = {"": 0}
+    for name, leaf in zip(jax.tree.leaves(tree.names(params)), jax.tree.leaves(params)):
+        stack, layer = _stack_of(name)
+        if stack:
+            depth = leaf.shape[0] if layer is None else layer + 1
+            depths[stack] = max(depth, depths.get(stack, 0))
+
+    def factor(name: str, leaf: Array, scale: float) -> Array | float:
+        stack, layer = _stack_of(name)
+        if stack:
+            layers = np.arange(depths[stack]) if layer is None else np.array([layer])
+            decay = config.layer_decay ** (depths[stack] - layers)
+            return np.float32(scale * decay).reshape(-1, *(1,) * (leaf.ndim - 1))
+        if re.search(r"(^|/)embedder/|embedding$", name):
+            return scale * config.layer_decay ** (max(depths.values()) + 1)
+        return scale
+
+    rules = parse_scales(config.lr_scales)
+    scales = tree.first_match(params, rules, 1.0, "optim.lr_scales")
+    return tree.map_with_names(factor, params, scales)
+
+
+def _stack_of(name: str) -> tuple[str, int | None]:
+    """Returns the stack that a parameter is of, or "", and its layer, or None for all.
+
+    Adapters are of the stack that they adapt.
+
+    >>> _stack_of("base/decoder/layers/mlp/wi/kernel"), _stack_of("head/kernel")
+    (('decoder/layers', None), ('', None))
+    >>> _stack_of("lora/decoder/layers_1/attention/query/a")
+    ('decoder/layers', 1)
+    """
+    match = re.match(r"(?:base/|lora/)?((?:.*/)?layers)(?:_(\d+))?/", name)
+    if not match:
+        return "", None
+    stack, layer = match.groups()
+    return stack, int(layer) if layer else None
 
 
 def _per_layer(
@@ -201,8 +267,12 @@ def _per_layer(
         return jax.vmap(transform.update)(updates, state, params)
 
     # Stacks of different depth (T5's) cannot share a vmap.
+    def scanned(name: str, _: Array) -> str:
+        stack, layer = _stack_of(name)
+        return stack if layer is None else ""
+
     def stacks(masked: PyTree) -> PyTree:
-        return tree.map_with_names(lambda name, _: _stack_of(name), masked)
+        return tree.map_with_names(scanned, masked)
 
     each = optax.GradientTransformation(init, update)
     return optax.partition(
@@ -210,28 +280,14 @@ def _per_layer(
     )
 
 
-def _stack_of(name: str) -> str:
-    """Returns the path of the scanned stack that a parameter is of, or "".
-
-    >>> _stack_of("decoder/layers/mlp/wi/kernel"), _stack_of("decoder/layers_0/scale")
-    ('decoder/layers', '')
-    """
-    match = re.match(r"(.*/)?layers(?=/)", name)
-    return match.group() if match else ""
-
-
 def _muon(config: OptimConfig) -> optax.GradientTransformation:
     """Muon for the stacks' kernels, Adam for all else; steps of Adam's size."""
 
     def dimensions(name: str, _: Array) -> Any:
-        """Which axes of a kernel go in and which come out; others are layers."""
-        if "layers" not in name or not name.endswith("kernel"):
+        is_kernel = _stack_of(name)[0] and name.endswith("kernel")
+        if not is_kernel:
             return None
-        if re.search(r"(query|key|value)/kernel$", name):
-            return optax.contrib.MuonDimensionNumbers(-3, (-2, -1))
-        if name.endswith("out/kernel"):
-            return optax.contrib.MuonDimensionNumbers((-3, -2), -1)
-        return optax.contrib.MuonDimensionNumbers(-2, -1)
+        return optax.contrib.MuonDimensionNumbers(*in_out_axes(name))
 
     return optax.contrib.muon(
         learning_rate=-1.0,  # the sign and the schedule come after

@@ -4,6 +4,7 @@ import functools
 import re
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 
 from lm import tree
 from lm.nn.transformer import TransformerConfig
-from lm.types import Params
+from lm.types import Params, UserError
 
 # Dense bfloat16 peak of one chip, in FLOP/s, from the vendors' data sheets. The
 # first pattern found in `device_kind`, in lower case, counts.
@@ -47,11 +48,15 @@ def step_flops(
     sources = int(np.prod(shapes.get("encoder_inputs", (0,))))
     predicted = int(np.prod(shapes.get("masked_positions", (tokens,))))
 
+    has_head = "backbone" in params.get("base", params)
+
     def matmul(name: str, leaf: Any) -> float:
+        name = re.sub("^(base/)?(backbone/)?", "", name)
         if name.startswith(("pooler", "type", "embedder/position")):
             return 0.0
         if name == "embedder/token/embedding":
-            return 6.0 * leaf.size * predicted * config.tie_embeddings
+            is_output = config.tie_embeddings and not has_head
+            return 6.0 * leaf.size * predicted * is_output
         if name.startswith(("head", "transform")):
             met = predicted
         elif sources and re.search(r"^encoder|cross_attention/(key|value)", name):
@@ -95,3 +100,43 @@ def peak_flops() -> float:
             best = min(best, time.perf_counter() - start)
     # Devices of a CPU are threads of the same cores, so they are not summed.
     return 2.0 * n**3 / best
+
+
+class Trace:
+    """Traces some steps with JAX's profiler."""
+
+    def __init__(self, steps: range, first_step: int, num_train_steps: int, to: Path):
+        """Starts nothing yet.
+
+        Args:
+            steps: Which; empty for none.
+            first_step: Of the run.
+            num_train_steps: Where the run ends.
+            to: The folder for the trace.
+
+        Raises:
+            UserError: If none of the steps will be taken.
+        """
+        if steps and not (steps.stop > first_step and steps.start < num_train_steps):
+            raise UserError(
+                f"--profile={steps.start}:{steps.stop} is outside of the steps from "
+                f"{first_step} to {num_train_steps} that are left"
+            )
+        self._steps = range(max(steps.start, first_step), steps.stop)
+        self._to = to
+        self._is_on = False
+
+    def at(self, step: int, state: Any) -> None:
+        """Starts or stops where that is due, before a step is dispatched."""
+        if self._steps and step == self._steps.start:
+            jax.profiler.start_trace(str(self._to))
+            self._is_on = True
+        elif step == self._steps.stop:
+            self.stop(state)
+
+    def stop(self, state: Any) -> None:
+        """Waits for the state, so that the trace has all of its step, and stops."""
+        if self._is_on:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+        self._is_on = False

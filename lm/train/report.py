@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from lm import cli
 from lm import metrics as metrics_lib
 from lm.train.evaluation import add
+from lm.types import UserError
 
 # Of these a window reports the last step's.
 NOT_AVERAGED = ("optim/learning_rate", "optim/skipped", "optim/skipped_in_row")
@@ -70,6 +71,17 @@ def _forget_after(path: Path, step: int) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept))
     temporary.replace(path)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Reads JSON lines; the last may be half written by a run that goes on."""
+    if not path.exists():
+        return []
+    lines = path.read_text(errors="replace").splitlines(keepends=True)
+    try:
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON lines: {error}") from error
 
 
 class Window:

@@ -55,6 +55,15 @@ def abstract_params(model: nn.Module) -> PyTree:
     return jax.eval_shape(model.init, key, _INPUTS)["params"]
 
 
+def placed_params(
+    model: nn.Module, mesh: Mesh, mesh_config: sharding.MeshConfig
+) -> PyTree:
+    """Returns the parameters' shapes with their shardings; no memory."""
+    boxed = abstract_params(model)
+    layout = sharding.param_shardings(mesh, mesh_config, boxed)
+    return jax.tree.map(_placed, sharding.unbox(boxed), layout)
+
+
 def init_params(model: nn.Module, seed: Array) -> Params:
     """Returns initial parameters, without their boxes."""
     inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), _INPUTS)
@@ -73,9 +82,7 @@ def abstract_state(
     Leaves of the optimizer's state that have a parameter's name and shape are laid
     out as that parameter; all others are replicated.
     """
-    boxed = abstract_params(model)
-    layout = sharding.param_shardings(mesh, mesh_config, boxed)
-    params = jax.tree.map(_placed, nn.unbox(boxed), layout)
+    params = placed_params(model, mesh, mesh_config)
     optimizer = make_optimizer(params)
     everywhere = sharding.replicated(mesh)
     opt_state = _place_like(params, jax.eval_shape(optimizer.init, params), everywhere)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from lm.metrics import Mean, Metrics
-from lm.tasks import Task
+from lm.tasks import Predictive, Task
 from lm.train.config import Config
+from lm.train.optim import frozen
 from lm.train.state import TrainState
 from lm.types import Array, Batch, Params
 
@@ -28,11 +29,18 @@ def make_train_step(
 ) -> Step:
     """Returns `(state, batch) -> (state, metrics)`.
 
-    A step whose loss, gradient or update is not finite, or whose loss spikes, leaves
-    parameters and optimizer as they were and is counted.
+    Frozen parameters have no gradient. A step whose loss, gradient or update is not
+    finite, or whose loss spikes, leaves parameters and optimizer as they were and is
+    counted.
     """
 
     def objective(params: Params, batch: Batch, rng: Array) -> tuple[Array, Metrics]:
+        # XLA leaves out what only the gradients of frozen ones need.
+        params = jax.tree.map(
+            lambda x, stays: jax.lax.stop_gradient(x) if stays else x,
+            params,
+            frozen(config.optimizer, params),
+        )
         return task.loss(model, params, batch, rng)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -90,11 +98,19 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(model: nn.Module, task: Task) -> Callable[[Params, Batch], Metrics]:
-    """Returns `(params, batch) -> metrics`, without dropout."""
+def make_eval_step(
+    model: nn.Module, task: Task
+) -> Callable[[Params, Batch], tuple[Metrics, Batch]]:
+    """Returns `(params, batch) -> (metrics, predictions)`, without dropout.
 
-    def eval_step(params: Params, batch: Batch) -> Metrics:
-        return task.loss(model, params, batch, None)[1]
+    A task that does not predict has no predictions.
+    """
+
+    def eval_step(params: Params, batch: Batch) -> tuple[Metrics, Batch]:
+        _, metrics = task.loss(model, params, batch, None)
+        if isinstance(task, Predictive):
+            return metrics, task.predict(model, params, batch)
+        return metrics, {}
 
     return eval_step
 

@@ -16,16 +16,18 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.sharding import Mesh
 
 from lm import config as config_lib
 from lm import sharding
-from lm.models import build_model
+from lm.adapt import lora
 from lm.tasks import Task, build_task
 from lm.text import tokenizers
 from lm.text.tokenizers import Tokenizer
+from lm.train.begin import inherit, resolve
 from lm.train.checkpoint import Checkpoints
 from lm.train.config import Config
-from lm.train.state import abstract_params
+from lm.train.state import placed_params
 from lm.types import Params, UserError
 
 PACKAGES = (
@@ -55,43 +57,53 @@ class Loaded:
     step: int
 
 
-def prepare(workdir: Path, config: Config) -> Tokenizer:
+def prepare(workdir: Path, config: Config) -> tuple[Config, Tokenizer]:
     """Fills a workdir that is held `alone`, or checks that it fits the config.
 
     One without a checkpoint has nothing to lose, and is made anew. One with
     checkpoints needs no tokenizer but its own copy.
 
-    Returns the tokenizer.
+    Returns the config with all that the run found out when it began, and the tokenizer.
 
     Raises:
         UserError: If the folder cannot be written, was made by another config or
             with another tokenizer, or the tokenizer does not fit the model.
     """
-    original, path = Path(config.data.tokenizer), workdir / "config.json"
-    values = json.loads(json.dumps(dataclasses.asdict(config)))
-    is_begun = (workdir / "checkpoints").exists()
-    if is_begun:
-        check_same(workdir, config_lib.read(path), values)
-        tokenizer = _load_tokenizer(workdir)
+    path = workdir / "config.json"
+    if (workdir / "checkpoints").exists():
+        before = Config.of(config_lib.read(path))
+        config = inherit(config, before)
+        check_same(workdir, as_json(before), as_json(config))
+        tokenizer = load_tokenizer(workdir)
+        original = Path(config.data.tokenizer)
         given = tokenizers.load(original) if original.exists() else tokenizer
         if given.fingerprint != tokenizer.fingerprint:
             raise UserError(
                 f"{workdir} was made with another tokenizer than {original}; choose "
                 "another --workdir"
             )
+        is_new = False
     else:
-        tokenizer = tokenizers.load(original)
+        source = load_config(Path(config.init_from)) if config.init_from else None
+        config = resolve(config, source)
+        tokenizer = tokenizers.load(Path(config.data.tokenizer))
+        is_new = True
     check_vocabulary(config, tokenizer)
     if jax.process_index() == 0:
         with _writes(workdir):
-            if not is_begun:
+            if is_new:
                 tokenizer.save(workdir / "tokenizer", overwrite=True)
             _write(workdir / "versions.json", versions())
-            _write(path, values)
-    return tokenizer
+            _write(path, as_json(config))
+    return config, tokenizer
 
 
-def _load_tokenizer(workdir: Path) -> Tokenizer:
+def as_json(config: Config) -> dict[str, Any]:
+    """Returns a config as `config.json` has it."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def load_tokenizer(workdir: Path) -> Tokenizer:
     """Loads a workdir's copy; another one, newly trained, would not be the same."""
     folder = workdir / "tokenizer"
     if not folder.exists():
@@ -204,28 +216,54 @@ def load_config(workdir: Path) -> Config:
     return Config.of(config_lib.read(workdir / "config.json"))
 
 
-def load(workdir: Path, step: int | str = "latest") -> Loaded:
+def load(workdir: Path, step: int | str = "") -> Loaded:
     """Restores a workdir's model onto all devices, each with a copy.
 
     Args:
         workdir: Of a run of `lm.train`.
-        step: A step's number, `latest` or `best`.
+        step: A step's number, `latest` or `best`; "" means the best of a run that has
+            `eval.patience`, else the latest.
 
     Raises:
         UserError: If there is no such workdir or checkpoint.
     """
     config = load_config(workdir)
-    tokenizer = _load_tokenizer(workdir)
+    tokenizer = load_tokenizer(workdir)
     check_vocabulary(config, tokenizer)
-    model = build_model(config.model)
-    everywhere = sharding.replicated(sharding.build_mesh(sharding.MeshConfig()))
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
-        nn.unbox(abstract_params(model)),
-    )
+    task = build_task(config.task, tokenizer)
+    model = task.build_model(config.model)
+    mesh_config = sharding.MeshConfig()
+    mesh = sharding.build_mesh(mesh_config)
+    params, found = load_params(workdir, config, model, mesh, mesh_config, step)
+    return Loaded(config, tokenizer, task, model, params, found)
+
+
+def load_params(
+    workdir: Path,
+    config: Config,
+    model: nn.Module,
+    mesh: Mesh,
+    mesh_config: sharding.MeshConfig,
+    step: int | str = "",
+) -> tuple[Params, int]:
+    """Restores a workdir's parameters, laid over a mesh, and tells their step.
+
+    Adapters are merged into the model's parameters.
+
+    Args:
+        workdir: Of a run of `lm.train`.
+        config: The run's.
+        model: Its model, without adapters.
+        mesh: Where they go.
+        mesh_config: How they are laid over it.
+        step: As in `load`.
+
+    Raises:
+        UserError: If there is no such checkpoint.
+    """
+    abstract = placed_params(lora.adapt(model, config.lora), mesh, mesh_config)
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
     averaged = "ema_params" if config.optim.ema_decay else "params"
+    step = step or ("best" if config.eval.patience else "latest")
     params, found = checkpoints.restore_params(abstract, step, averaged)
-    return Loaded(
-        config, tokenizer, build_task(config.task, tokenizer), model, params, found
-    )
+    return lora.merge(params, config.lora), found

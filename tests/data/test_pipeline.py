@@ -3,14 +3,12 @@
 import dataclasses
 import itertools
 import json
-import threading
-import time
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from lm.data.pipeline import DataConfig, build_pipeline, read_ahead
+from lm.data.pipeline import DataConfig, build_pipeline, one_pass
 from lm.tasks import causal_lm, masked_lm
 from lm.text import tokenizers
 from lm.types import UserError
@@ -237,33 +235,6 @@ def test_an_error_in_the_features_is_raised_as_itself(build, error):
     assert raised.value is error
 
 
-def test_reading_ahead_changes_neither_items_nor_errors():
-    def items():
-        yield from range(20)
-        raise KeyError("broken")
-
-    found = read_ahead(items(), 3)
-    assert list(itertools.islice(found, 20)) == list(range(20))
-    with pytest.raises(KeyError, match="broken"):
-        next(found)
-    assert list(read_ahead(range(20), 3)) == list(range(20))
-
-
-def test_reading_ahead_goes_so_far_and_ends_with_its_reader():
-    taken = []
-    before = set(threading.enumerate())
-    found = read_ahead(map(taken.append, itertools.count()), 8)
-    next(found)
-    until = time.monotonic() + 10
-    # Four are read, four wait, and the thread holds four that have no room yet.
-    while len(taken) < 12 and time.monotonic() < until:
-        time.sleep(0.001)
-    time.sleep(0.02)
-    assert len(taken) == 12
-    found.close()
-    assert set(threading.enumerate()) <= before
-
-
 def test_the_fingerprint_is_of_what_decides_the_rows(build, folder, tmp_path):
     def fingerprint(*args, **options):
         return build(*args, **options).fingerprint
@@ -326,6 +297,80 @@ def test_splits_of_one_file_are_kept_apart(build, tmp_path):
     assert texts == Counter(map(str, range(200)))
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_one_pass_of_documents_is_an_evaluation_of_their_texts(build, folder, name):
+    texts = read(folder / "a-train.jsonl")
+    documents = TASKS[name].encode([{"text": text} for text in texts])
+    stored = build(task=TASKS[name], train=False)
+    passed = one_pass(TASKS[name], documents, 8)
+    assert passed.num_rows == stored.num_rows
+    for number in range(stored.num_batches):
+        expected = stored.batch(number)
+        if name == "masked":  # other seeds, other masks
+            expected = dict.fromkeys(expected)
+        assert passed.batch(number).keys() == expected.keys()
+        if name != "masked":
+            assert_same(passed.batch(number), expected)
+
+
+def test_a_pipeline_tells_which_document_is_in_which_row(folder):
+    texts = read(folder / "a-train.jsonl")
+    task = TASKS["bucket"]
+    documents = task.encode([{"text": text} for text in texts])
+    parts = [one_pass(task, documents, 8, index, 2) for index in range(2)]
+    found = []
+    for number in range(parts[0].num_batches):
+        batch = join([part.batch(number) for part in parts])
+        rows = parts[1].documents(number)
+        assert len(rows) == batch["example_mask"].sum()
+        for row, pieces in enumerate(rows):
+            for segment, piece in enumerate(pieces, 1):
+                inputs = batch["inputs"][row][batch["segment_ids"][row] == segment]
+                assert BYTES.decode(inputs) == texts[piece.doc]
+                found.append(piece.doc)
+    assert sorted(found) == list(range(len(texts)))
+
+
+def test_bad_rows_stop_or_are_skipped_and_counted_once(build, tmp_path, capfd):
+    class Picky(causal_lm.CausalLM):
+        def encode(self, examples):
+            return [
+                UserError(f"{example.where} is short")
+                if len(example["text"]) < 2
+                else c
+                for example, c in zip(examples, super().encode(examples))
+            ]
+
+    path = tmp_path / "a.jsonl"
+    write(path, ["long", "b", "long enough"])
+    path.write_text("{\n" + path.read_text())
+    task = Picky(causal_lm.Config(length=64), BYTES)
+    options = {"task": task, "train": False, "split": "all"}
+
+    def build_with(bad_rows):
+        data = {"sources": (str(path),), "bad_rows": bad_rows}
+        return build(data=data | {"cache_dir": str(tmp_path)}, **options)
+
+    pipeline = build_with("skip")
+    assert pipeline.corpora[0].lengths()["tokens"].size == 2
+    said = capfd.readouterr().err.splitlines()[-1]
+    first = f"skipped 2 bad rows of {path} all; the first: {path}:1 is broken JSON"
+    assert said.startswith(first)
+    # The cache of the one is not the other's.
+    with pytest.raises(UserError, match="a.jsonl:1 is broken JSON"):
+        build_with("stop")
+    path.write_text(path.read_text().partition("\n")[2])
+    with pytest.raises(UserError, match="a.jsonl:2 is short"):
+        build_with("stop")
+    write(path, ["a", "b"])
+    capfd.readouterr()
+    with pytest.raises(UserError, match="has no text"):
+        build_with("skip")
+    assert capfd.readouterr().err == (
+        f"skipped 2 bad rows of {path} all; the first: {path}:1 is short\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -336,6 +381,7 @@ def test_splits_of_one_file_are_kept_apart(build, tmp_path):
         ({"data": {"cache_dir": "gs://cache"}}, "cannot be kept in gs://cache; set"),
         ({"data": {"weights": (1,)}, "sources": "ab"}, "1 numbers for 2 data.sources"),
         ({"data": {"weights": (0,)}}, "data.weights must all be above 0; leave the"),
+        ({"data": {"bad_rows": "pass"}}, "unknown data.bad_rows 'pass'"),
         ({"data": {"prefetch": 0}}, "data.prefetch must be at least 1"),
         ({"data": {"num_workers": 0}}, "data.num_workers must be at least 1"),
         ({"sources": ""}, "data.sources names no text; set at least one"),

@@ -21,8 +21,8 @@ from lm.types import UserError
 TEXTS = [f"text {number}, {number % 7}" for number in range(400)]
 
 
-def read(spec, split="all", data_dir=""):
-    return list(open_source(str(spec), str(data_dir)).examples(split))
+def read(spec, split="all", data_dir="", bad_rows="stop"):
+    return list(open_source(str(spec), str(data_dir), bad_rows).examples(split))
 
 
 def texts(spec, split="all"):
@@ -79,6 +79,96 @@ def test_csv_reads_what_csv_writes(tmp_path_factory, rows):
     assert read(path) == [
         {"id": row["id"], "text": row["text"]} for row in rows if row["text"].strip()
     ]
+
+
+def test_sentences_are_read_from_columns(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(
+        "-DOCSTART- -X- O\r\n\r\nEU\tNNP\tB-ORG\r\nse lls\tVBZ\tO\r\n\r\n"
+        "北 NR B-LOC\n　 PU O".encode()
+    )
+    first, second = read(f"{path}?format=conll")
+    assert first == {
+        "text": "EU se lls",
+        "words": ["EU", "se lls"],
+        "tags": ["B-ORG", "O"],
+    }
+    assert second["words"] == ["北", "　"]
+    second = read(f"{path}?format=conll&words=1&tags=2")[1]
+    assert second["words"] == ["NR", "PU"] and second["tags"] == ["B-LOC", "O"]
+    path.write_text("0;New York;LOC\n1;;O\n")
+    (only,) = read(f"{path}?format=conll&words=1&delimiter=%3B")
+    assert only["words"] == ["New York", ""] and only["tags"] == ["LOC", "O"]
+    # Counted from both ends, the columns must not be one.
+    (tmp_path / "b.bio").write_text("a X\n")
+    line = message(lambda: read(f"{tmp_path}/b.bio?words=1"))
+    assert "b.bio:1 has 2 columns, fewer than 3" in line
+
+
+def test_questions_are_read_from_squad(tmp_path):
+    answer = {"text": "blue", "answer_start": 7}
+    questions = [
+        {"id": "1", "question": "What?", "answers": [answer, answer]},
+        {"id": "2", "question": "Why?", "answers": [], "is_impossible": True},
+        {"id": "3", "question": "Who?"},
+    ]
+    paragraph = {"context": "Sky is blue.", "qas": questions}
+    data = {"data": [{"title": "Sky", "paragraphs": [paragraph]}]}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(data, indent=1))
+    assert "set ?format=squad" in message(lambda: read(path))
+    spec = f"{path}?format=squad"
+    assert f"{path}:3 is no question" in message(lambda: read(spec))
+    first, second = read(spec, bad_rows="skip")
+    assert first == {
+        "text": "Sky is blue.",
+        "question": "What?",
+        "answers": [{"text": "blue", "start": 7}] * 2,
+        "id": "1",
+        "title": "Sky",
+    }
+    assert second["answers"] == [] and second.where == f"{path}:2"
+
+
+def test_parallel_files_are_read_side_by_side(tmp_path):
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.en").write_text(f"{name} 1\n\n{name} 2\n")
+        (tmp_path / f"{name}.fr").write_text(f"un {name}\nrien\n\n")
+    spec = f"{tmp_path}/{{split}}.en?format=txt&target={tmp_path}/{{split}}.fr"
+    assert read(spec, "dev") == [
+        {"text": "dev 1", "target": "un dev"},
+        {"text": "dev 2", "target": ""},
+    ]
+    assert [row["text"] for row in read(spec)] == [
+        f"{name} {number}" for name in ("dev", "train") for number in (1, 2)
+    ]
+    source = open_source(spec, "")
+    before = source.fingerprint("dev"), source.fingerprint("train")
+    (tmp_path / "dev.fr").write_bytes(b"un\n\xff\n")
+    assert source.fingerprint("dev") != before[0]
+    assert source.fingerprint("train") == before[1]
+    line = message(lambda: read(spec, "dev", bad_rows="skip"))
+    assert f"{tmp_path}/dev.en has more lines than {tmp_path}/dev.fr; each" in line
+    assert "dev.fr:2 is not UTF-8" in message(lambda: read(spec, "dev"))
+    (tmp_path / "dev.fr").unlink()
+    line = message(lambda: read(spec))
+    assert "*.en 2 files" in line and "*.fr 1" in line
+    documents = f"{tmp_path}/train.en?format=txt&unit=file&target={tmp_path}/train.fr"
+    (row,) = read(documents)
+    assert row == {"text": "train 1\n\ntrain 2", "target": "un train\nrien\n"}
+
+
+def test_rows_without_a_text_are_read_as_they_are(tmp_path):
+    path = tmp_path / "a.jsonl"
+    rows = [{"messages": [{"role": "user", "content": str(n)}]} for n in range(100)]
+    rows += [{"text": 7, "words": ["a"]}, {"text": " "}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "no column 'text'; choose from: messages" in message(lambda: read(path))
+    spec = f"{path}?text="
+    assert read(spec) == rows
+    parts = [read(spec, split) for split in SPLITS]
+    assert all(parts) and sorted(map(str, sum(parts, []))) == sorted(map(str, rows))
+    assert "a.jsonl:1 has no 'label'" in message(lambda: read(spec)[0]["label"])
 
 
 def test_splits_are_disjoint_whole_and_near_their_shares(tmp_path):
@@ -214,6 +304,9 @@ BROKEN = {
     "row.csv": (b"text,id\na,1\nb\n", "row.csv:3 has 1 columns, the first row 2"),
     "quote.csv": (b'text,id\n"a"b,1\n', "quote.csv:2 is broken: ',' expected"),
     "open.csv": (b'text,id\n"a,1\n', "open.csv:2 is broken: unexpected end"),
+    "squad.json": (b'{"version": "1.1", "data": []}', "set ?format=squad"),
+    "none.squad": (b'{"data": [{"paragraph": []}]}', "none.squad is not SQuAD's JSON"),
+    "half.squad": (b'{"data": [', "half.squad is not SQuAD's JSON: JSONDecodeError"),
     "empty.txt": (b"", "empty.txt is empty"),
     "none.parquet": (b"no parquet here", "none.parquet is broken Parquet"),
     "none.txt.gz": (b"no gzip here", "none.txt.gz cannot be read: Not a gzipped"),
@@ -228,11 +321,89 @@ def test_broken_files_are_named(tmp_path, name):
     assert expected in message(lambda: read(tmp_path / name))
 
 
+# A good row, bad ones, a good row; the first of the bad is named.
+BAD_ROWS = {
+    "a.jsonl": (
+        b'{"text": "a"}\n{"text"\n[]\n\xff\n{"txt": ""}\n{"text": 7}\n{"text": "b"}',
+        5,
+        "a.jsonl:2 is broken JSON",
+    ),
+    "a.txt": (b"a\n\xff\nb", 1, "a.txt:2 is not UTF-8"),
+    "a.txt?unit=paragraph": (b"a\n\nc\n\xff\nc\n\nb", 1, "a.txt:4 is not UTF-8"),
+    "a.csv": (
+        b'text,id\na,1\n"c\n\xff",2\nc\n"c"c,3\n\nb,4\n"c\n',
+        4,
+        "a.csv:4 is not UTF-8",
+    ),
+    "a.conll": (b"a X\n\nb\nb X\n\n\xff X\n\nb X\n", 2, "a.conll:3 has 1 columns"),
+    "b.csv": (b"text,id\na,1\nc,2,3\nb,4", 1, "b.csv:3 has 3 columns"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_bad_rows_can_be_skipped_and_are_counted(tmp_path, name, capfd):
+    data, count, first = BAD_ROWS[name]
+    (tmp_path / name.partition("?")[0]).write_bytes(data)
+    spec = f"{tmp_path}/{name}"
+    assert first in message(lambda: read(spec))
+    source = open_source(spec, "", "skip")
+    assert [example["text"] for example in source.examples("all")] == ["a", "b"]
+    assert source.bad_rows.count == count and first in source.bad_rows.first
+    source.bad_rows.say("it")
+    rows = "1 bad row" if count == 1 else f"{count} bad rows"
+    line = f"skipped {rows} of it; the first: {source.bad_rows.first}\n"
+    assert capfd.readouterr().err == line
+
+
+def test_a_broken_first_row_of_a_table_is_no_row_to_skip(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"text,\xff\na,1\n")
+    line = message(lambda: read(tmp_path / "a.csv", bad_rows="skip"))
+    assert "a.csv:1 is not UTF-8" in line
+
+
+@pytest.mark.parametrize(
+    "name, data, lines",
+    [
+        ("a.txt", "a\n\nb", [1, 3]),
+        ("a.txt?unit=paragraph", "a\na\n\nb\nb", [2, 5]),
+        ("a.conll", "a X\nb X\n\n\nc X\n\n", [2, 5]),
+        ("a.jsonl", '\n{"text": "a"}\n{"text": "b"}', [2, 3]),
+        ("a.csv", 'text\n"a\na"\nb', [3, 4]),
+    ],
+)
+def test_examples_know_where_they_are_from(tmp_path, name, data, lines):
+    path = tmp_path / name.partition("?")[0]
+    path.write_text(data)
+    found = [example.where for example in read(tmp_path / name)]
+    assert found == [f"{path}:{line}" for line in lines]
+
+
+def test_blank_texts_can_be_kept_so_that_no_row_is_lost(tmp_path):
+    rows = [{"text": "a"}, {"text": " "}, {"text": None}, {"text": ""}]
+    write_as(tmp_path / "a.jsonl", rows)
+    source = open_source(f"{tmp_path}/a.jsonl", "")
+    assert [row["text"] for row in source.examples("all")] == ["a"]
+    kept = source.examples("all", keep_blank=True)
+    assert [row["text"] for row in kept] == ["a", " ", "", ""]
+
+
+def test_a_field_that_an_example_lacks_is_one_line(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    (example,) = read(tmp_path / "a.txt")
+    assert example.get("label") is None and "label" not in example
+    line = f"{tmp_path}/a.txt:1 has no 'txt'; did you mean 'text'?"
+    assert message(lambda: example["txt"]) == line
+
+
 @pytest.mark.parametrize(
     "spec, expected",
     [
-        ("a.pdf", "a.pdf is no known kind of text; choose from: .jsonl"),
-        ("a.jsnl", "did you mean '.jsonl'?"),
+        ("a.pdf", "a.pdf is no known kind of text; choose from: jsonl, json, txt"),
+        ("a.jsnl", "did you mean 'jsonl'?"),
+        ("a.dat?format=text", "did you mean 'txt'?"),
+        ("a.conll?words=x", "words must be a column's number, not 'x'"),
+        ("a.csv?target=b.csv", "unknown key 'target'"),
+        ("{split}.en?format=txt&target=train.fr", "put {split} into both paths"),
         ("a", "a is no known kind of text"),
         ("a.parquet.gz", "no known kind of text"),
         (".", ". is a folder; name its files, as in ./*.jsonl"),
@@ -346,10 +517,20 @@ def data_dir(tmp_path_factory):
         write("toy", version, features, splits)
     nested = {
         "text": tfds.features.Text(),
+        "label": label,
+        "labels": tfds.features.Sequence(label),
+        "deep": tfds.features.Sequence(
+            {"label": label, "at": np.int64, "meta": {"word": tfds.features.Text()}}
+        ),
         "tags": tfds.features.Sequence(tfds.features.Text()),
         "meta": {"scores": tfds.features.Tensor(shape=(2,), dtype=np.float32)},
     }
-    row = {"text": "naïve", "tags": ["a", "é"], "meta": {"scores": [1, 2]}}
+    deep = [
+        {"label": number, "at": 3 + number, "meta": {"word": word}}
+        for number, word in enumerate("ab")
+    ]
+    labels = {"label": -1, "labels": [1, 0], "deep": deep}
+    row = {**labels, "text": "naïve", "tags": ["a", "é"], "meta": {"scores": [1, 2]}}
     write("deep", "1.0.0", nested, {"train": [row]})
     return folder
 
@@ -357,9 +538,16 @@ def data_dir(tmp_path_factory):
 def test_tfds_gives_python_values(data_dir):
     examples = read("tfds:toy?text=review", "train", data_dir)
     assert sorted(example["text"] for example in examples) == sorted(TEXTS[:300])
-    assert {type(example["label"]) for example in examples} == {int}
-    assert all(e["label"] == TEXTS.index(e["text"]) % 2 for e in examples)
+    names = ["bad", "good"]
+    assert all(e["label"] == names[TEXTS.index(e["text"]) % 2] for e in examples)
     assert examples == read("tfds:toy?text=review", "train", data_dir)
+
+
+def test_tfds_examples_know_where_they_are_from(data_dir):
+    examples = read("tfds:toy?text=review", "train[1:3]", data_dir)
+    assert [example.where for example in examples] == [
+        f"tfds:toy?text=review train[1:3]:{number}" for number in (1, 2)
+    ]
 
 
 def test_tfds_skips_blank_texts(data_dir):
@@ -370,6 +558,13 @@ def test_tfds_reads_nested_features(data_dir):
     (example,) = read("tfds:deep", "train", data_dir)
     assert example["text"] == "naïve" and example["tags"] == ["a", "é"]
     np.testing.assert_array_equal(example["meta"]["scores"], [1, 2])
+    assert example["labels"] == ["good", "bad"]
+    assert example["deep"] == [
+        {"label": "bad", "at": 3, "meta": {"word": "a"}},
+        {"label": "good", "at": 4, "meta": {"word": "b"}},
+    ]
+    # What TFDS has where a label is secret.
+    assert example["label"] is None
 
 
 def test_tfds_splits_can_be_sliced(data_dir):
@@ -401,7 +596,7 @@ def test_tfds_mistakes_are_one_line_with_the_cure(data_dir):
     assert "it has train, test and slices" in trouble("tfds:toy?text=review", "dev")
     assert "has no split 'train[:x]'" in trouble("tfds:toy?text=review", "train[:x]")
     assert "no column 'text'; choose from: label, review" in trouble("tfds:toy")
-    assert "'label' is 0, not a text" in trouble("tfds:toy?text=label")
+    assert "'meta' is {'scores': " in trouble("tfds:deep?text=meta")
     assert "has no version 2.0.0; it has 1.10.0" in trouble("tfds:toy:2.0.0")
     assert "did you mean 'toy'?" in trouble("tfds:tay")
 

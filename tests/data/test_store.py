@@ -17,7 +17,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lm.data import store as store_lib
-from lm.data.store import encode_chunks, open_store
+from lm.data.files import BadRows
+from lm.data.store import encode_chunks, from_documents, open_store
 from lm.types import UserError
 
 KEY = {"version": 1}
@@ -279,3 +280,26 @@ def test_examples_are_encoded_chunk_by_chunk(monkeypatch):
     chunks = list(encode_chunks(({"text": text} for text in texts), encode))
     assert asked == [["a", "b", "c"], ["d", "", "long enough"], ["e"]]
     assert [len(chunk) for chunk in chunks] == [3, 2, 1]
+
+
+def test_what_cannot_be_encoded_is_raised_or_counted():
+    def encode(examples):
+        return [{"n": np.array([1])} if e["ok"] else UserError("bad") for e in examples]
+
+    examples = [{"ok": True}, {"ok": False}, {"ok": True}]
+    with pytest.raises(UserError, match="bad"):
+        list(encode_chunks(examples, encode))
+    bad_rows = BadRows(skip=True)
+    (chunk,) = encode_chunks(examples, encode, bad_rows)
+    assert len(chunk) == 2 and (bad_rows.count, bad_rows.first) == (1, "bad")
+
+
+def test_a_store_in_memory_is_as_one_on_disk(tmp_path):
+    stored = open_store(tmp_path, "texts", KEY, documents)
+    store = from_documents(sum(documents(), []))
+    assert store.checksum == stored.checksum and store.num_docs == stored.num_docs
+    assert texts_of(store) == TEXTS
+    for name, values in stored.values.items():
+        assert store.values[name].dtype == values.dtype
+        assert store.offsets[name].dtype == stored.offsets[name].dtype
+    assert from_documents([]).num_docs == 0

@@ -1,4 +1,3 @@
-import dataclasses
 import hashlib
 import io
 import json
@@ -7,23 +6,30 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from pathlib import Path
 
 import pytest
 
 from lm import cli
+from lm.data.readers import read_conll, read_squad
 from lm.data.sources import SPLITS, open_source
 from lm.types import UserError
 from tools import fetch_data
-from tools.packaged import (
-    DATASETS,
-    HELD_OUT,
-    Packaged,
+from tools.packaged import DATASETS, HELD_OUT, Packaged
+from tools.parsers import (
+    LONGEST_PART,
+    parse_brown,
+    parse_descriptions,
     parse_folders,
+    parse_lines,
     parse_mails,
+    parse_news,
     parse_plays,
     parse_reviews,
+    parse_topics,
     parse_verses,
     parse_wiki,
+    parse_with,
 )
 
 VERSES = [{"text": f"Verse {n}.", "verse": n} for n in range(200)]
@@ -91,9 +97,7 @@ def index(monkeypatch, archive):
         shelf["calls"] += 1
         folder = next(w for w in command if "dest" in w).partition("=")[2]
         if not shelf["stderr"]:
-            (fetch_data.Path(folder) / "toybible-1.2.3.tar.gz").write_bytes(
-                shelf["archive"]
-            )
+            (Path(folder) / "toybible-1.2.3.tar.gz").write_bytes(shelf["archive"])
         return subprocess.CompletedProcess(
             command, 1 if shelf["stderr"] else 0, "", shelf["stderr"]
         )
@@ -166,6 +170,7 @@ def test_another_checksum_is_refused(index, tmp_path):
             "ERROR: Could not find it;",
         ),
         ("npm error code E404\nnpm error 404\nLog files", "npm error code E404;"),
+        ("W: Slow\nE: Failed to fetch it\nE: No index", "E: Failed to fetch it;"),
         ("python: No module named pip\n", "python: No module named pip;"),
     ],
 )
@@ -221,10 +226,72 @@ def test_labels_have_names(index, tmp_path, monkeypatch):
     command("toy", f"--data-dir={tmp_path}")
     examples = open_source("tfds:toy", str(tmp_path)).examples("all")
     for example in examples:
-        assert example["text"].startswith(labels[example["label"]])
+        assert example["text"].split()[0] == example["label"]
     builder = tfds.builder_from_directory(tmp_path / "toy" / "1.2.3")
     assert builder.info.features["label"].names == ["bad", "good"]
     assert builder.info.supervised_keys == ("text", "label")
+
+
+def test_lists_are_written_and_read_as_lists(index, tmp_path, monkeypatch):
+    rows = [
+        {
+            "text": f"text {n}",
+            "words": ["text", str(n)][: 1 + n % 2],
+            "answers": [{"text": "t", "start": n}] * (1 + n % 3),
+        }
+        for n in range(100)
+    ]
+
+    def parse(members):
+        yield from rows
+
+    monkeypatch.setitem(DATASETS, "toy", row_of(index["archive"], parse=parse))
+    command("toy", f"--data-dir={tmp_path}")
+    found = list(open_source("tfds:toy", str(tmp_path)).examples("all"))
+    assert sorted(found, key=lambda row: row["answers"][0]["start"]) == rows
+
+
+def test_rows_that_differ_in_what_makes_them_unique_are_kept(index):
+    def parse(members):
+        for number in range(100):
+            yield from [{"text": "one", "question": str(number)}] * 2
+
+    def split(example):
+        return SPLITS[int(example["question"]) % 3]
+
+    row = row_of(b"", parse=parse, unique=("text", "question"), split=split)
+    splits = fetch_data._splits(row, [])
+    assert sum(map(len, splits.values())) == 100
+
+
+def test_lists_from_debian_are_packed_alike_and_fetched_anew(tmp_path, monkeypatch):
+    calls = []
+
+    def run(command, **options):
+        assert command[0] == "apt-get"
+        options = dict(word[3:].split("=", 1) for word in command if "-o=" in word)
+        folder = Path(options["Dir::State"])
+        assert folder.is_absolute()
+        calls.append(folder)
+        (folder / "lists" / "partial").mkdir(parents=True)
+        for name in ("i18n_Translation-fr", "i18n_Translation-en", "Packages")[:left]:
+            (folder / "lists" / name).write_text(name)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(fetch_data.subprocess, "run", run)
+    monkeypatch.chdir(tmp_path)
+    left = 3
+    row = row_of(b"", kind="debian", sha256="", members="*Translation-*")
+    first = fetch_data.download(row, Path("downloads"))
+    assert fetch_data.download(row, Path("downloads")) == first and len(calls) == 2
+    assert list(fetch_data._members(first, row.members)) == [
+        (f"i18n_Translation-{name}", f"i18n_Translation-{name}".encode())
+        for name in ("en", "fr")
+    ]
+    left = 0
+    line = message(lambda: fetch_data.download(row, Path("downloads")))
+    assert "no file came" in line
+    assert [path.name for path in Path("downloads").iterdir()] == [first.name]
 
 
 def test_a_wrong_pattern_is_named(index, tmp_path, monkeypatch, archive):
@@ -263,8 +330,9 @@ def test_help_is_fast_because_tfds_is_not_imported():
 @pytest.mark.parametrize("name", DATASETS)
 def test_rows_are_complete(name):
     row = DATASETS[name]
-    assert row.kind in fetch_data._DOWNLOAD and len(row.sha256) == 64
-    assert all(dataclasses.astuple(row)[:4]) and row.homepage.startswith("http")
+    assert row.kind in fetch_data._DOWNLOAD
+    assert len(row.sha256) == (0 if row.kind == "debian" else 64)
+    assert row.package and row.version and row.homepage.startswith("http")
     assert row.description and row.licence
 
 
@@ -295,6 +363,18 @@ def test_parsers_of_the_other_sets():
     assert list(parse_wiki([("w.json", wiki)])) == [
         {"text": "Long.", "title": "T", "description": "D", "topic": "Arts"}
     ]
+    other = json.dumps({"T": {**article, "topic": "Uncategorized"}}).encode()
+    assert list(parse_topics([("w.json", wiki), ("o.json", other)])) == [
+        {"text": "Long.", "title": "T", "description": "D", "label": "Arts"}
+    ]
+    lines = [
+        ("d/neg.txt", "坏\n都\n\n坏 \n".encode()),
+        ("d/pos.txt", "好\n都".encode()),
+    ]
+    assert list(parse_lines({"neg": "bad", "pos": "good"})(lines)) == [
+        {"text": "坏", "label": "bad"},
+        {"text": "好", "label": "good"},
+    ]
     pounds = [("d/tech/1.txt", "£5\n".encode()), ("d/sports/2.txt", b"\xa35")]
     assert list(parse_folders(pounds)) == [
         {"text": "£5", "label": "tech"},
@@ -309,3 +389,115 @@ def test_parsers_of_the_other_sets():
     assert list(parse_reviews("imdb")([("r.csv", reviews)])) == [
         {"text": 'a\n\n"b"', "label": "positive"}
     ]
+
+
+def test_brown_tags_lose_what_they_say_of_headlines():
+    line = (
+        b"\n\n\tA/at-tl-hl 1/2/cd-nc vous/fw-ppss-tl n't/*-hl --/-- you're/ppss+ber-n\n"
+    )
+    (row,) = parse_brown([("package/ca01", line)])
+    assert row["words"] == ["A", "1/2", "vous", "n't", "--", "you're"]
+    assert row["tags"] == ["at", "cd", "fw", "*", "--", "ppss+ber"]
+    assert row["text"] == "A 1/2 vous n't -- you're" and row["document"] == "ca01"
+
+
+def test_names_in_chinese_news_are_joined():
+    def entities(line):
+        (row,) = parse_news([("199801.txt", line.encode())])
+        assert row["text"] == "".join(row["words"])
+        found = []
+        for word, tag in zip(row["words"], row["tags"]):
+            if tag.startswith("I-"):
+                assert found[-1][1] == tag[2:]
+                found[-1] = (found[-1][0] + word, tag[2:])
+            elif tag != "O":
+                found.append((word, tag[2:]))
+        return found
+
+    line = "江/nr  泽民/nr  李/nr  鹏/nr  在/p  中国/ns  北京/ns  新华社/nt"
+    assert entities(line) == [
+        ("江泽民", "PER"),
+        ("李鹏", "PER"),
+        ("中国", "LOC"),
+        ("北京", "LOC"),
+        ("新华社", "ORG"),
+    ]
+    assert entities("克林顿/nr  、/w  桥本/nr  龙太郎/nr") == [
+        ("克林顿", "PER"),
+        ("桥本龙太郎", "PER"),
+    ]
+    assert entities("剑武/nr  安/nr  远远/nr") == [("剑武", "PER"), ("安远远", "PER")]
+
+
+def test_long_chinese_news_is_cut_at_ends_of_sentences():
+    sentences = ["一" * 120 + "。”", "二" * 90 + "！", "三" * 300 + "；", "四", ""]
+    data = "  ".join(f"{word}/n" for word in "".join(sentences)).encode()
+    parts = [row["text"] for row in parse_news([("199801.txt", data)])]
+    assert parts == [sentences[0], sentences[1], sentences[2], sentences[3]]
+    data = "  ".join(["一/n"] * 60 + ["。/w"] + ["二/n"] * 60 + ["。/w"]).encode()
+    (row,) = parse_news([("199801.txt", data)])
+    assert len(row["text"]) == 122 <= LONGEST_PART
+
+
+def test_descriptions_are_paired_with_their_translations():
+    english = """Package: a
+Description-md5: 1
+Description-en: tool
+ One
+ line.
+ .
+  * First
+    item
+ And:
+  - second
+
+Package: b
+Description-md5: 2
+Description-en: title
+ Two.
+ .
+ Paragraphs.
+
+Package: c
+Description-md5: 3
+Description-en: no translation
+"""
+    french = """Package: a
+Description-md5: 1
+Description-fr: outil
+ Une ligne.
+ .
+  - Premier
+ Et :
+  - second
+
+Package: b
+Description-md5: 2
+Description-fr: titre
+ Un paragraphe.
+
+Package: a
+Description-md5: 9
+Description-fr: d'un autre
+"""
+    members = [("l_Translation-fr", french), ("l_Translation-en", english)]
+    pairs = parse_descriptions("fr")((name, t.encode()) for name, t in members)
+    assert [(row["text"], row["target"]) for row in pairs] == [
+        ("tool", "outil"),
+        ("One line.", "Une ligne."),
+        ("First item And:", "Premier Et :"),
+        ("title", "titre"),
+    ]
+
+
+def test_readers_are_parsers():
+    data = b"a\tO\n\t\nb\tB-x\n"
+    assert list(parse_with(read_conll)([("ner.txt", data)])) == [
+        {"text": "a", "words": ["a"], "tags": ["O"]},
+        {"text": "b", "words": ["b"], "tags": ["B-x"]},
+    ]
+    question = {"id": "1", "question": "?", "answers": []}
+    articles = [{"paragraphs": [{"context": "c", "qas": [question, {}]}]}]
+    rows = parse_with(read_squad)([("s", json.dumps({"data": articles}).encode())])
+    assert next(rows)["text"] == "c"
+    assert "s:2 is no question" in message(lambda: next(rows))

@@ -1,13 +1,22 @@
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from lm import tree
+from lm.models import t5
 from lm.nn.transformer import stack_layers, unstack_layers
-from lm.train.optim import OPTIMIZERS, OptimConfig, make_optimizer, make_schedule
+from lm.train.optim import (
+    OPTIMIZERS,
+    OptimConfig,
+    frozen,
+    make_optimizer,
+    make_schedule,
+)
 from lm.types import UserError
 
 
@@ -41,10 +50,10 @@ def constant(config):
 
 def updates_of(config, params, steps=3):
     optimizer = make_optimizer(config, constant(config), params)
-    state = optimizer.init(params)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
     updates = None
     for _ in range(steps):
-        updates, state = optimizer.update(params, state, params)
+        updates, state = update(params, state, params)
         params = optax.apply_updates(params, updates)
     return updates, state
 
@@ -111,16 +120,35 @@ def test_decay_acts_on_the_named_parameters():
     assert not layers["norm"]["scale"].any()
 
 
-def test_frozen_parameters_stay_and_cost_no_memory():
+def sizes(values):
+    return sum(leaf.size for leaf in jax.tree.leaves(values))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_frozen_parameters_stay_and_cost_no_memory(name):
     params = random_params()
-    frozen = OptimConfig(freeze=("^encoder/", "embedding"))
-    updates, state = updates_of(frozen, params)
+    config = OptimConfig(name=name, freeze=("^encoder/", "embedding"))
+    updates, state = updates_of(config, params, steps=1)
     assert not any(leaf.any() for leaf in jax.tree.leaves(updates["encoder"]))
     assert not updates["embedding"].any()
     assert all(leaf.any() for leaf in jax.tree.leaves(updates["decoder"]))
-    trained = sum(leaf.size for leaf in jax.tree.leaves(params["decoder"]))
-    kept = sum(leaf.size for leaf in jax.tree.leaves(state))
-    assert 2 * trained <= kept < 2 * trained + 10
+    trained = {"decoder": params["decoder"]}
+    alone = make_optimizer(OptimConfig(name=name), constant(config), trained)
+    assert sizes(state) == sizes(alone.init(trained))
+
+
+def test_what_is_trained_wins_over_what_is_frozen():
+    params = {"backbone": random_params(), "head": {"kernel": jnp.ones((128, 3))}}
+    config = OptimConfig(freeze=("^backbone/",), train=("norm/scale$",))
+    stays = tree.map_with_names(
+        lambda name, _: not (name.endswith("norm/scale") or name == "head/kernel"),
+        params,
+    )
+    assert frozen(config, params) == stays
+    assert not any(jax.tree.leaves(frozen(OptimConfig(), params)))
+    updates, _ = updates_of(config, params, steps=1)
+    moved = jax.tree.map(lambda leaf: not leaf.any(), updates)
+    assert moved == stays
 
 
 def test_clipping_counts_only_what_is_trained():
@@ -148,10 +176,77 @@ def test_learning_rates_scale_by_the_first_rule_that_matches():
     np.testing.assert_array_equal(scaled["embedding"], plain["embedding"])
 
 
+def gradient_steps(config, params, gradient=1.0):
+    """The update of plain gradient descent at a rate of 1."""
+    config = dataclasses.replace(
+        config, name="sgd", b1=0.0, learning_rate=1.0, weight_decay=0.0
+    )
+    config = dataclasses.replace(config, grad_clip_norm=0.0)
+    optimizer = make_optimizer(config, constant(config), params)
+    gradients = jax.tree.map(lambda leaf: jnp.full_like(leaf, gradient), params)
+    return optimizer.update(gradients, optimizer.init(params), params)[0]
+
+
+def test_lower_layers_learn_at_lower_rates():
+    abstract = jax.eval_shape(
+        t5.Model(t5.Config(num_encoder_layers=3, num_decoder_layers=2)).init,
+        jax.random.key(0),
+        dict.fromkeys(("inputs", "encoder_inputs"), jnp.zeros((1, 4), jnp.int32)),
+    )["params"]
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), nn.unbox(abstract))
+    config = OptimConfig(layer_decay=0.5)
+    updates = gradient_steps(config, params, -1.0)
+    for prefix in ("base", "backbone"):
+        whole = {prefix: params, "head": {"kernel": jnp.ones((128, 3))}}
+        around = gradient_steps(config, whole, -1.0)
+        jax.tree.map(np.testing.assert_array_equal, around[prefix], updates)
+        assert (around["head"]["kernel"] == 1).all()
+
+    def rate(part):
+        found = {x for leaf in jax.tree.leaves(part) for x in np.ravel(leaf).tolist()}
+        assert len(found) == 1
+        return found.pop()
+
+    for stack, depth in (("encoder", 3), ("decoder", 2)):
+        layers = updates[stack]["layers"]
+        for number in range(depth):
+            layer = jax.tree.map(lambda leaf: leaf[number], layers)  # noqa: B023
+            assert rate(layer) == 0.5 ** (depth - number)
+        assert rate(updates[stack]["final_norm"]) == 1
+        assert rate(updates[stack]["relative_bias"]) == 0.5**4
+    assert rate(updates["embedder"]) == 0.5**4
+    assert rate(updates["head"]) == 1
+
+
+def test_rates_of_layers_are_those_of_looped_ones():
+    config = OptimConfig(layer_decay=0.7, lr_scales=("mlp=0.5",), grad_clip_norm=0.0)
+    params = random_params()
+    stacked, _ = updates_of(config, params, steps=2)
+    apart, _ = updates_of(config, unstack_layers(params), steps=2)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-7),
+        stacked,
+        stack_layers(apart),
+    )
+
+
+def test_an_adapter_learns_at_the_rate_of_its_layer():
+    layer = {"query": {"kernel": jnp.ones((2, 2))}}
+    params = {
+        "base": {f"layers_{i}": layer for i in range(3)},
+        "lora": {"layers_1": {"query": {"a": jnp.ones((2, 1))}}},
+    }
+    updates = gradient_steps(OptimConfig(layer_decay=0.5), params)
+    np.testing.assert_array_equal(updates["lora"]["layers_1"]["query"]["a"], -0.25)
+
+
 @pytest.mark.parametrize(
     "field, value, cure",
     [
         ("freeze", ("no_such_name",), "matches no parameter"),
+        ("freeze", (".*",), "leaves no parameter to train"),
+        ("train", ("no_such_name",), "matches no parameter"),
+        ("layer_decay", 1.5, "from 0 to 1"),
         ("decay", ("(",), "no regular expression"),
         ("lr_scales", ("kernel",), "is not 'regex=factor'"),
         ("lr_scales", ("kernel=fast",), "is not 'regex=factor'"),

@@ -30,7 +30,7 @@ ONE = tuple(jax.devices()[:1])
 def built(config, devices):
     """Compiles each config once."""
     run = build(config, tokenizers.load(Path(config.data.tokenizer)), devices)
-    return run, build_batches(run, True)
+    return run, build_batches(run)
 
 
 def run_steps(config, steps=3, devices=None, change_batch=None):

@@ -1,0 +1,45 @@
+"""Teaches the small decoder of configs/gpt_tiny.py to converse.
+
+Data is one's own: data/chat.jsonl has a conversation a line, such as
+{"messages": [{"role": "user", "content": "Hello"},
+{"role": "assistant", "content": "Hi"}]}. `?text=` says that a line has no `text`.
+
+    python -m lm.train --config=configs/gpt_tiny.py --workdir=runs/gpt_tiny
+    python -m lm.train --config=configs/chat_tiny.py --workdir=runs/chat_tiny
+    python -m lm.generate --workdir=runs/chat_tiny --temperature=0
+
+Expected: .
+"""
+
+from lm.config import to_config_dict
+from lm.data.pipeline import DataConfig
+from lm.models import gpt
+from lm.tasks import chat
+from lm.train.config import Config
+from lm.train.optim import OptimConfig
+
+
+def get_config():
+    return to_config_dict(
+        Config(
+            model=gpt.Config(
+                vocab_size=2048,
+                emb_dim=128,
+                num_layers=4,
+                num_heads=4,
+                max_len=256,
+                dropout_rate=0.1,
+            ),
+            task=chat.Config(length=256, max_new_tokens=64),
+            data=DataConfig(
+                sources=("data/chat.jsonl?text=",), tokenizer="data/tokenizers/kjv"
+            ),
+            optim=OptimConfig(learning_rate=1e-3),
+            init_from="runs/gpt_tiny",
+            batch_size=16,
+            num_train_steps=300,
+            warmup_steps=30,
+            eval_every_steps=100,
+            checkpoint_every_steps=300,
+        )
+    )

@@ -1,0 +1,1 @@
+"""Functions on parameter trees: what makes one model out of another."""

@@ -1,0 +1,133 @@
+"""Heads: what a task puts on top of a backbone.
+
+Parameters are `backbone/…`, named as the backbone alone names them, and `head/…`.
+Axes: B batch, T time, D emb_dim, C outputs.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from lm.nn.layers import Einsum
+from lm.types import Array, Batch
+
+POOLINGS = ("first", "last", "mean", "max")
+
+
+def pool(hidden: Array, segment_ids: Array, how: str) -> Array:
+    """Makes one vector of a row's states.
+
+    Args:
+        hidden: [B, T, D].
+        segment_ids: [B, T], 0 where the row is padded, on the right.
+        how: `first` ([CLS]: Devlin et al. 2019), `last`, `mean` or `max` of those that
+            are not padding.
+
+    Returns:
+        [B, D]; zeros for a row of padding, unless it is the first that is taken.
+    """
+    real = (segment_ids > 0)[:, :, None]
+    if how == "first":
+        return hidden[:, 0]
+    if how == "last":
+        last = jnp.maximum(real.sum(axis=1, keepdims=True) - 1, 0)
+        return jnp.take_along_axis(hidden, last, axis=1)[:, 0] * real.any(axis=1)
+    if how == "max":
+        low = jnp.where(real, hidden, jnp.finfo(hidden.dtype).min).max(axis=1)
+        return jnp.where(real.any(axis=1), low, 0)
+    count = jnp.maximum(real.sum(axis=1), 1)
+    return jnp.where(real, hidden, 0).sum(axis=1) / count
+
+
+class PooledHead(nn.Module):
+    """Some numbers for a whole row, for example one for each class.
+
+    Attributes:
+        backbone: A model of `lm.models`.
+        num_outputs: C.
+        pooling: As in `pool`.
+        dropout_rate: Of the pooled vector.
+    """
+
+    backbone: Any
+    num_outputs: int
+    pooling: str = "first"
+    dropout_rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, batch: Batch, deterministic: bool = True) -> Array:
+        """Maps a batch of the backbone's to outputs [B, C], float32."""
+        hidden = self.backbone.hidden(batch, deterministic)
+        segments = batch.get("segment_ids", jnp.ones(hidden.shape[:2], jnp.int32))
+        pooled = pool(hidden.astype(jnp.float32), segments, self.pooling)
+        return _outputs(self, pooled, deterministic)
+
+
+class TokenHead(nn.Module):
+    """Some numbers for each token, for example one for each tag.
+
+    Attributes:
+        backbone: A model of `lm.models`.
+        num_outputs: C.
+        dropout_rate: Of the states.
+    """
+
+    backbone: Any
+    num_outputs: int
+    dropout_rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, batch: Batch, deterministic: bool = True) -> Array:
+        """Maps a batch of the backbone's to outputs [B, T, C], float32."""
+        hidden = self.backbone.hidden(batch, deterministic)
+        return _outputs(self, hidden.astype(jnp.float32), deterministic)
+
+
+class SpanHead(nn.Module):
+    """Some numbers for several spans of a row together.
+
+    Attributes:
+        backbone: A model of `lm.models`.
+        num_outputs: C.
+        num_spans: S.
+        pooling: Of each span, as in `pool`.
+        dropout_rate: Of the pooled vectors.
+    """
+
+    backbone: Any
+    num_outputs: int
+    num_spans: int
+    pooling: str = "first"
+    dropout_rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, batch: Batch, deterministic: bool = True) -> Array:
+        """Maps a batch of the backbone's to outputs [B, C], float32.
+
+        `spans` [B, S, 2] are the places where the spans start and, not in them, stop;
+        by default they are empty.
+        """
+        hidden = self.backbone.hidden(batch, deterministic).astype(jnp.float32)
+        B, T, _ = hidden.shape
+        spans = batch.get("spans", jnp.zeros((B, self.num_spans, 2), jnp.int32))
+        places = jnp.arange(T)[None]
+
+        def pooled(span: Array) -> Array:
+            start, stop = span[:, :1], span[:, 1:]
+            # What `pool` is given begins with the span.
+            order = (places + start) % T
+            moved = jnp.take_along_axis(hidden, order[:, :, None], axis=1)
+            return pool(moved, places < stop - start, self.pooling)
+
+        states = [pooled(spans[:, i]) for i in range(self.num_spans)]
+        return _outputs(self, jnp.concatenate(states, axis=-1), deterministic)
+
+
+def _outputs(module: Any, states: Array, deterministic: bool) -> Array:
+    """Drops out and projects."""
+    states = nn.Dropout(module.dropout_rate)(states, deterministic=deterministic)
+    D, C = states.shape[-1], module.num_outputs
+    stddev = module.backbone.config.init_stddev
+    axes = ("embed", "outputs")
+    return Einsum((D,), (C,), axes, use_bias=True, stddev=stddev, name="head")(states)

@@ -1,0 +1,125 @@
+"""What a run takes from its training texts and from the run that it begins from."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lm import cli, tree
+from lm.data.sources import open_source
+from lm.tasks import TASKS
+from lm.train.config import Config
+from lm.types import Params, UserError
+
+# Fields of a model that do not touch what its parameters mean.
+_OWN = ("dropout_rate", "attention_dropout_rate", "attention", "dtype", "remat")
+
+# Fields of a task that are found rather than given, if they are ().
+FOUND = ("labels", "counts", "thresholds")
+
+
+def resolve(config: Config, source: Config | None) -> Config:
+    """Fills in all that a run finds out when it begins.
+
+    Args:
+        config: As it was given.
+        source: The config of `init_from`, if it is set.
+
+    Raises:
+        UserError: If the labels of the training split are not as they should be, or
+            the source cannot serve.
+    """
+    if source is not None:
+        own = {name: getattr(config.model, name) for name in _OWN}
+        if source.model.position_encoding != "learned":
+            own["max_len"] = max(config.model.max_len, source.model.max_len)
+        config = dataclasses.replace(
+            config,
+            model=dataclasses.replace(source.model, **own),
+            data=dataclasses.replace(
+                config.data, tokenizer=str(Path(config.init_from) / "tokenizer")
+            ),
+        )
+    task = TASKS[config.task.name][1].resolve(
+        config.task, _training_examples(config), config.data.bad_rows == "skip"
+    )
+    return dataclasses.replace(config, task=task)
+
+
+def inherit(config: Config, before: Config) -> Config:
+    """Fills in what the run found out when it began, so that it can go on."""
+    if config.init_from and config.init_from == before.init_from:
+        own = {name: getattr(config.model, name) for name in _OWN}
+        config = dataclasses.replace(
+            config,
+            model=dataclasses.replace(before.model, **own),
+            data=dataclasses.replace(config.data, tokenizer=before.data.tokenizer),
+        )
+    if type(config.task) is not type(before.task):
+        return config
+    found = {
+        name: getattr(before.task, name)
+        for name in FOUND
+        if getattr(config.task, name, None) == ()
+    }
+    return dataclasses.replace(config, task=dataclasses.replace(config.task, **found))
+
+
+def _training_examples(config: Config) -> Iterator[dict[str, Any]]:
+    data = config.data
+    for spec in data.sources:
+        source = open_source(spec, data.data_dir, data.bad_rows)
+        yield from source.examples(data.train_split)
+
+
+def warm_start(params: Params, found: Params, where: str) -> Params:
+    """Takes over the parameters that another run's model has under the same names.
+
+    A task's head or an adapter around the model is not taken over.
+
+    Args:
+        params: New ones.
+        found: The other run's.
+        where: What the other run is called.
+
+    Raises:
+        UserError: If they have none in common, or one has another shape there.
+    """
+    there = _by_name(_backbone(found))
+    names = {id(leaf): name for name, leaf in _by_name(_backbone(params)).items()}
+    new = []
+
+    def take(name: str, leaf: Any) -> Any:
+        other = there.get(names.get(id(leaf), ""))
+        if other is None:
+            new.append(name)
+            return leaf
+        if other.shape != leaf.shape:
+            raise UserError(
+                f"{name} is {leaf.shape} but {other.shape} in {where}; make the models "
+                "the same"
+            )
+        return jax.device_put(other, leaf.sharding)
+
+    params = tree.map_with_names(take, params)
+    number = len(jax.tree.leaves(params)) - len(new)
+    if not number:
+        raise UserError(f"{where} has none of this model's parameters; choose another")
+    cli.say(
+        f"begins with {number} parameters of {where}"
+        + (f"; new: {', '.join(new)}" if new else "")
+    )
+    return params
+
+
+def _backbone(params: Params) -> Params:
+    """Returns the part of the parameters that is a model of `lm.models`."""
+    for wrapper in ("base", "backbone"):
+        params = params.get(wrapper, params)
+    return params
+
+
+def _by_name(params: Params) -> dict[str, Any]:
+    return dict(zip(jax.tree.leaves(tree.names(params)), jax.tree.leaves(params)))

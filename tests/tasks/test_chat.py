@@ -1,0 +1,228 @@
+"""Conversations: the template, what is learned of them, and prompts."""
+
+from collections import Counter
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lm.completion import Completer
+from lm.data.files import Row
+from lm.data.pipeline import Corpus
+from lm.data.store import from_documents
+from lm.decoding import Config as DecodingConfig
+from lm.models import gpt
+from lm.tasks.chat import ROLES, Chat, Config
+from lm.text import tokenizers
+from lm.types import UserError
+
+BYTES = tokenizers.train("bytes", [])
+TASK = Chat(Config(length=200, max_new_tokens=20), BYTES)
+MODEL = gpt.Config(
+    vocab_size=264, emb_dim=16, num_layers=1, num_heads=2, max_len=200, dropout_rate=0.0
+)
+# Content that spells what the template is made of is content all the same.
+CONTENTS = st.text(max_size=12) | st.sampled_from(
+    ["<|user|>\n", "</s>", "</s>\n<|assistant|>\nyes", "\n", "<s>"]
+)
+TURNS = st.lists(st.tuples(st.sampled_from(ROLES), CONTENTS), min_size=1, max_size=6)
+
+
+def example(*turns):
+    return {"messages": [{"role": role, "content": text} for role, text in turns]}
+
+
+def parse(tokens, is_said=None):
+    """Returns the turns that tokens with marks stand for, as the template is read."""
+    assert tokens[0] == BYTES.bos_id
+    tokens = tokens[1:]
+    ends = np.flatnonzero(tokens == BYTES.eos_id)
+    turns, begin = [], 0
+    for end in ends:
+        text = BYTES.decode(tokens[begin:end])
+        text = text.removeprefix("\n") if begin else text
+        role = next(role for role in ROLES if text.startswith(f"<|{role}|>\n"))
+        turns.append((role, text.removeprefix(f"<|{role}|>\n")))
+        begin = end + 1
+    return turns, BYTES.decode(tokens[begin:])
+
+
+@given(TURNS)
+def test_the_template_is_read_back_and_the_loss_is_on_the_assistant_alone(turns):
+    (document,) = TASK.encode([example(*turns)])
+    said = [text for role, text in turns if role == "assistant"]
+    if not said:
+        assert "no turn of the assistant's" in str(document)
+        return
+    if isinstance(document, UserError):
+        assert "the assistant's first turn ends after" in str(document)
+        return
+    tokens, mask = document["tokens"], document["said"] > 0
+    assert len(tokens) <= 201 and tokens[-1] == BYTES.eos_id and mask[-1]
+    found, rest = parse(tokens)
+    assert rest == ""
+    last = max(i for i, (role, _) in enumerate(turns) if role == "assistant")
+    if len(found) < last + 1:  # it is cut at a turn's end
+        assert found[-1][0] == "assistant"
+    assert found == turns[: len(found)]
+    # What has a loss is each answer with its end mark, and nothing else.
+    answers = [text for role, text in found if role == "assistant"]
+    ids = [[*BYTES.encode(text).tolist(), BYTES.eos_id] for text in answers]
+    assert tokens[mask].tolist() == sum(ids, [])
+    begins = np.flatnonzero(np.diff(mask.astype(int)) == 1) + 1
+    for begin in begins:
+        opening = BYTES.decode(tokens[:begin])
+        assert opening.endswith("<|assistant|>\n")
+    assert len(begins) == len(answers)
+
+
+@given(TURNS)
+def test_a_prompt_is_what_comes_before_the_last_answer(turns):
+    asked = example(*turns)
+    prompt = TASK.prompt(asked)
+    (document,) = TASK.encode([asked])
+    spoken = [role for role, _ in turns]
+    if isinstance(document, UserError) or len(document["tokens"]) > 160:
+        assert len(prompt) <= 180
+    else:
+        answer = turns[len(turns) - 1 - spoken[::-1].index("assistant")][1]
+        expected = [*prompt, *BYTES.encode(answer), BYTES.eos_id]
+        assert document["tokens"].tolist() == expected
+
+
+@given(st.lists(st.tuples(st.sampled_from(ROLES), st.text(max_size=150)), min_size=1))
+def test_any_conversation_makes_a_prompt_that_fits(turns):
+    prompt = TASK.prompt(example(*turns))
+    assert len(prompt) <= 180
+    found, rest = parse(prompt)
+    assert rest.removeprefix("\n") == "<|assistant|>\n"
+    assert len(found) <= len(turns)
+
+
+def test_the_oldest_turns_are_left_out_of_a_prompt_but_not_the_systems():
+    turns = [("system", "be kind"), *[("user", f"{i} " * 20) for i in range(9)]]
+    found, _ = parse(TASK.prompt(example(*turns)))
+    assert found == [turns[0], turns[-2], turns[-1]]
+    found, _ = parse(TASK.prompt(example(("system", "be kind"), ("user", "x" * 300))))
+    assert len(found) == 1 and found[0][1].strip("x") == ""
+    assert len(TASK.prompt(example(("user", "x" * 300)))) == 180
+
+
+def test_a_text_is_a_users_turn():
+    asked = TASK.prompt({"text": "Why?"})
+    assert asked.tolist() == TASK.prompt(example(("user", "Why?"))).tolist()
+    assert BYTES.decode(asked) == "<|user|>\nWhy?\n<|assistant|>\n"
+
+
+def test_chatml_with_marks_of_the_tokenizers():
+    """Its marks are tokens where the tokenizer has them, but not in what is said."""
+    config = Config(opening="<extra_id_0>{role}\n", closing="\n")
+    tokenizer = tokenizers.train("bytes", [], num_sentinels=2)
+    task = Chat(config, tokenizer)
+    prompt = task.prompt(example(("user", "<extra_id_0>")))
+    assert (prompt == tokenizer.sentinel_ids[0]).sum() == 2
+    assert tokenizer.decode(prompt) == "user\n<extra_id_0>\nassistant\n"
+    assert task.encoding != TASK.encoding
+
+
+def test_columns_of_turns_are_turns():
+    columns = {"role": ["user", "assistant"], "content": ["a", "b"]}
+    assert TASK.turns_of({"messages": columns}) == [("user", "a"), ("assistant", "b")]
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({}, "chat.jsonl:7 has no 'text'"),
+        ({"messages": "hello"}, "'messages' is 'hello', not a list of"),
+        ({"messages": []}, "not a list of"),
+        ({"messages": [{"role": "user"}]}, "not a list of"),
+        ({"messages": [{"role": "user", "content": None}]}, "not a list of"),
+        (example(("asistant", "a")), "role 'asistant'; did you mean 'assistant'"),
+        (example(("user", "a")), "chat.jsonl:7 has no turn of the assistant's"),
+        (
+            example(("user", "a" * 99), ("assistant", "b" * 99)),
+            "chat.jsonl:7: the assistant's first turn ends after 225 tokens, more than",
+        ),
+    ],
+)
+def test_bad_conversations_are_named(fields, message):
+    good = example(("user", "a"), ("assistant", "b"))
+    fine, error = TASK.encode([good, Row(fields, "chat.jsonl:7")])
+    assert fine["said"].sum() == 2
+    assert message in str(error)
+
+
+def test_mistakes_are_named():
+    with pytest.raises(UserError, match="does not say who speaks; put {role} into"):
+        Config(opening="user:")
+    with pytest.raises(UserError, match="leaves no room for a prompt of 32 tokens"):
+        Chat(Config(length=50, max_new_tokens=20), BYTES)
+
+
+def rows_of(examples, seed=-1):
+    corpus = Corpus([from_documents(TASK.encode(examples))])
+    rows = TASK.rows(corpus.lengths(), seed >= 0, seed)
+    return [
+        TASK.features(
+            [(p, corpus.cut(p, TASK.overlap)) for p in rows.pieces(0, number)],
+            rows.capacity(number),
+            None,
+        )
+        for number in range(rows.num_rows)
+    ]
+
+
+TALKS = [
+    example(("user", f"{i}+{i}?"), ("assistant", f"{2 * i}"), *more)
+    for i, more in enumerate(
+        [[], [("user", "sure?"), ("assistant", "yes, very")], [("user", "ok")]] * 2
+    )
+]
+
+
+@pytest.mark.parametrize("seed", [-1, 0])
+def test_a_row_has_whole_conversations(seed):
+    found = Counter()
+    for row in rows_of(TALKS, seed):
+        for number in range(1, row["segment_ids"].max() + 1):
+            places = row["segment_ids"] == number
+            targets = row["targets"][places]
+            assert row["inputs"][places].tolist() == [BYTES.bos_id, *targets[:-1]]
+            said = row["loss_mask"][places] > 0
+            found[tuple(targets), tuple(said)] += 1
+    documents = TASK.encode(TALKS)
+    assert found == Counter(
+        (tuple(d["tokens"][1:]), tuple(d["said"][1:] > 0)) for d in documents
+    )
+
+
+def test_conversations_lose_the_same_in_any_company_and_are_continued():
+    packed = rows_of(TALKS)
+    alone = [row for talk in TALKS for row in rows_of([talk])]
+    assert len(packed) < len(alone)
+    model = TASK.build_model(MODEL)
+    batches = [
+        {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        | {"example_mask": np.ones(len(rows), np.float32)}
+        for rows in (packed, alone)
+    ]
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), batches[0])["params"])
+    loss = jax.jit(lambda batch: TASK.loss(model, params, batch, None))
+    (total, metrics), (expected, _) = map(loss, batches)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    assert metrics["loss"].weight == sum(row["loss_mask"].sum() for row in alone)
+
+    def encode(text):
+        return TASK.prompt({"text": text})
+
+    config = DecodingConfig(max_new_tokens=2, temperature=0.0)
+    plain = Completer(model, params, BYTES, config)
+    chat = Completer(model, params, BYTES, config, encode=encode)
+    (answer,) = chat(["Why?"])
+    (same,) = plain(["<|user|>\nWhy?"])
+    assert (answer.prompt, answer.tokens) == ("Why?", same.tokens)
+    assert answer.log_prob != same.log_prob

@@ -1,0 +1,303 @@
+"""Words and tags: pieces, windows, packing, schemes and odd inputs."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lm.data.files import Row
+from lm.data.pipeline import one_pass
+from lm.models import bert
+from lm.tasks.tag import Config, Tag, scored, windows
+from lm.text import tokenizers
+from lm.types import UserError
+
+BYTES = tokenizers.train("bytes", [])
+MODEL = bert.Config(
+    vocab_size=280,
+    emb_dim=8,
+    num_layers=1,
+    num_heads=2,
+    max_len=32,
+    position_encoding="rotary",
+)
+TEXTS = [
+    {"text": "the cat sat", "words": ["the", "cat", "sat"], "tags": ["D", "N", "V"]},
+    {"text": "cats", "words": ["cats"], "tags": ["N"]},
+    {"text": "a dog sat", "words": ["a", "dog", "sat"], "tags": ["D", "N", "V"]},
+]
+PROSE = [
+    "the cat sat on the mat, and the dogs sat by the doors.",
+    "a cat and a dog sat down on a cold stone, as cats and dogs do.",
+]
+TOKENIZERS = {
+    "bytes": BYTES,
+    "chars": tokenizers.train("chars", PROSE),
+    "unigram": tokenizers.train("unigram", PROSE, 286),
+    "byte_bpe": tokenizers.train("byte_bpe", PROSE, 270),
+    "wordpiece": tokenizers.train("wordpiece", PROSE, 55),
+}
+
+
+def row(**fields):
+    return Row({"text": "x", **fields}, "file.jsonl:7")
+
+
+def make(examples=TEXTS, tokenizer=BYTES, **options):
+    config = Config(**{"length": 32, **options})
+    return Tag(Tag.resolve(config, examples, False), tokenizer)
+
+
+def batches_of(task, documents, train, batch_size=4):
+    """Makes all batches of an epoch as the pipeline does, but packed if `train`."""
+
+    class Layout(Tag):
+        def rows(self, lengths, _, seed):
+            return Tag.rows(self, lengths, train, seed)
+
+    task = Layout(task.config, task.tokenizer)
+    batches = one_pass(task, documents, batch_size)
+    return batches, [batches.batch(i) for i in range(batches.num_batches)]
+
+
+def init(task):
+    model = task.build_model(MODEL)
+    _, (batch,) = batches_of(task, task.encode_inputs([{"text": "x"}]), False)
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), batch)["params"])
+    noise = np.random.default_rng(0)
+    return model, jax.tree.map(
+        lambda x: x + 0.1 * noise.standard_normal(x.shape, np.float32), params
+    )
+
+
+def total(task, model, params, examples, train):
+    _, batches = batches_of(task, task.encode(examples), train)
+    loss = jax.jit(lambda batch: task.loss(model, params, batch, None))
+    found = [loss(batch) for batch in batches]
+    objective = sum(objective for objective, _ in found)
+    return objective, sum(metrics["loss"].weight for _, metrics in found)
+
+
+def predict(task, model, params, examples, train=False):
+    batches, made = batches_of(task, task.encode_inputs(examples), train)
+    rows = [[] for _ in examples]
+    step = jax.jit(lambda batch: task.predict(model, params, batch))
+    for number, batch in enumerate(made):
+        outputs = jax.device_get(step(batch))
+        for i, pieces in enumerate(batches.documents(number)):
+            for piece in pieces:
+                here = {name: value[i] for name, value in outputs.items()}
+                rows[piece.doc].append((piece.start, here))
+    return [
+        task.decode(example, [output for _, output in sorted(r, key=lambda x: x[0])])
+        for example, r in zip(examples, rows)
+    ]
+
+
+def test_tags_are_found_sorted_and_counted():
+    config = make().config
+    assert config.labels == ("D", "N", "V") and config.counts == (2, 3, 2)
+    assert make(labels=("V", "N", "D")).config.counts == (2, 3, 2)
+
+
+@pytest.mark.parametrize(
+    "fields, options, message",
+    [
+        ({"tags": ["N"]}, {}, "file.jsonl:7 has no 'words'"),
+        ({"words": ["x"]}, {}, "file.jsonl:7 has no 'tags'"),
+        ({"words": ["x"], "tag": ["N"]}, {}, "did you mean 'tag'"),
+        ({"words": [], "tags": []}, {}, "7: 'words' is .., not a list of one or more"),
+        ({"words": "a b", "tags": ["N"]}, {}, "7: 'words' is 'a b', not a list"),
+        ({"words": ["x"], "tags": "N"}, {}, "7: 'tags' is 'N', not a list"),
+        ({"words": ["a", "b"], "tags": ["N"]}, {}, "7 has 2 'words' but 1 'tags'"),
+        ({"words": ["x"], "tags": [None]}, {}, "7 has the tag None, which"),
+        ({"words": ["x"], "tags": [["N"]]}, {}, "has the tag .'N'., which"),
+        ({"words": ["x"], "tags": [""]}, {}, "has the tag '', which"),
+        ({"words": ["x"], "tags": ["PER"]}, {"scheme": "bio"}, "task.scheme=bio does"),
+        ({"words": ["x"], "tags": ["S-A"]}, {"scheme": "bio"}, "task.scheme=bio does"),
+        ({"words": ["x"], "tags": ["B-"]}, {"scheme": "bioes"}, "has the tag 'B-'"),
+    ],
+)
+def test_a_bad_example_is_named(fields, options, message):
+    bad = row(**fields)
+    with pytest.raises(UserError, match=message):
+        make([bad], **options)
+    good = [{"words": ["a", "b"], "tags": ["O", "B-A"]}]
+    assert make(good, **options).config.labels == ("B-A", "O")
+    assert Tag.resolve(Config(**options), [*good, bad], True).counts == (1, 1)
+    (error,) = make(good, **options).encode([bad])
+    assert isinstance(error, UserError) and "file.jsonl:7" in str(error)
+
+
+def test_a_tag_that_training_never_saw_is_named():
+    fine, bad = make().encode([TEXTS[1], row(words=["x"], tags=["Z"])])
+    assert fine["label"].max() == 1
+    assert "file.jsonl:7 has the label 'Z'" in str(bad)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@given(words=st.lists(st.text("catsond.,éX中🙂", min_size=1, max_size=6), max_size=6))
+@settings(max_examples=30, deadline=None)
+def test_words_are_encoded_as_inside_their_text(kind, words):
+    tokenizer = TOKENIZERS[kind]
+    (found,) = make(tokenizer=tokenizer).encode_inputs([{"words": words}])
+    assert found["is_word"].sum() == len(words)
+    inner = found["tokens"][1:-1]
+    if kind != "wordpiece" or tokenizer.unk_id not in inner:
+        expected = tokenizer.encode(" ".join(words))
+        np.testing.assert_array_equal(inner, expected)
+    # A word ends where the next begins.
+    begins = np.flatnonzero(found["is_word"])
+    for word, start, stop in zip(words, begins, [*begins[1:], len(inner) + 1]):
+        pieces = found["tokens"][start:stop]
+        if tokenizer.unk_id not in pieces:
+            assert tokenizer.decode(pieces).replace(" ", "") == word
+
+
+def test_without_separator_characters_are_words():
+    task = make(tokenizer=TOKENIZERS["chars"], separator="")
+    words = list("cat")
+    (given_words, text) = task.encode_inputs([{"words": words}, {"text": " ca\tt\n"}])
+    np.testing.assert_array_equal(given_words["tokens"], text["tokens"])
+    assert text["is_word"].tolist() == [0, 1, 1, 1, 0]
+    assert task.words_of({"text": "中 文🙂"}) == ["中", "文", "🙂"]
+
+
+def test_text_alone_is_split_at_white_space():
+    assert make().words_of({"text": " a  b\n中文 "}) == ["a", "b", "中文"]
+
+
+def test_a_word_of_no_pieces_has_a_place():
+    tokenizer = TOKENIZERS["wordpiece"]
+    assert not len(tokenizer.encode("\x00"))
+    (found,) = make(tokenizer=tokenizer).encode_inputs([{"words": ["\x00", "", "cat"]}])
+    assert found["tokens"][1:3].tolist() == [tokenizer.unk_id] * 2
+    assert found["is_word"][:4].tolist() == [0, 1, 1, 1]
+
+
+@given(st.lists(st.integers(0, 60), max_size=5), st.integers(1, 30))
+def test_each_token_is_scored_in_one_window(sizes, length):
+    found = [np.zeros(size, int) for size in sizes]
+    for text, start, stop in windows(np.array(sizes, int), length).tolist():
+        assert 0 < stop - start <= length
+        found[text][start:stop] += scored(start, stop, sizes[text], length)
+    assert all((times == 1).all() for times in found)
+
+
+def test_packed_texts_do_not_see_each_other():
+    task = make()
+    model, params = init(task)
+    _, packed = batches_of(task, task.encode(TEXTS), True)
+    assert len(packed) == 1 and packed[0]["segment_ids"].max() > 1
+    together, weight = total(task, model, params, TEXTS, True)
+    alone, _ = total(task, model, params, TEXTS, False)
+    assert weight == 7
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+
+
+def test_every_word_of_a_long_text_has_a_tag():
+    words = [f"w{i}" for i in range(40)] + ["x" * 100, "y"]
+    example = {"words": words, "tags": ["N", "V"] * 21}
+    task = make([example])
+    model, params = init(task)
+    for train in (True, False):
+        _, weight = total(task, model, params, [example], train)
+        assert weight == 42
+    (prediction,) = predict(task, model, params, [example])
+    assert prediction["words"] == words
+    assert len(prediction["tags"]) == len(prediction["probabilities"]) == 42
+
+
+def test_a_prediction_is_the_likeliest_tag():
+    task = make()
+    model, params = init(task)
+    _, (batch,) = batches_of(task, task.encode_inputs(TEXTS[1:2]), False)
+    # Of the first piece of "cats".
+    logits = jax.jit(model.apply)({"params": params}, batch)[0, 1]
+    (prediction,) = predict(task, model, params, TEXTS[1:2])
+    assert prediction["tags"] == [task.config.labels[int(logits.argmax())]]
+    np.testing.assert_allclose(
+        prediction["probabilities"], [jax.nn.softmax(logits).max()], rtol=1e-5
+    )
+    nats = -jax.nn.log_softmax(logits)[1]
+    objective, _ = total(task, model, params, TEXTS[1:2], False)
+    np.testing.assert_allclose(objective, nats, rtol=1e-5)
+
+
+def test_balanced_tags_weigh_the_same():
+    task = make(class_weights="balanced")
+    model, params = init(task)
+    _, batches = batches_of(task, task.encode(TEXTS), True)
+    _, metrics = jax.jit(lambda batch: task.loss(model, params, batch, None))(*batches)
+    np.testing.assert_allclose(metrics["loss"].weight, 7, rtol=1e-6)
+    assert metrics["accuracy"].weight == 7
+    alone = total(task, model, params, TEXTS[1:2], False)
+    np.testing.assert_allclose(alone[1], 7 / 3 / 3, rtol=1e-6)  # an N
+
+
+def test_smoothing_mixes_in_the_uniform_distribution():
+    plain, smooth = make(), make(label_smoothing=0.3)
+    model, params = init(plain)
+    _, (batch,) = batches_of(plain, plain.encode(TEXTS[1:2]), False)
+    nats = -jax.nn.log_softmax(jax.jit(model.apply)({"params": params}, batch)[0, 1])
+    objective, _ = total(smooth, model, params, TEXTS[1:2], False)
+    expected = 0.7 * nats[1] + 0.3 * nats.mean()
+    np.testing.assert_allclose(objective, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("separator, text", [(" ", "b c"), ("", "bc")])
+def test_entities_have_their_text(separator, text):
+    examples = [{"words": list("abcd"), "tags": ["O", "B-X", "I-X", "O"]}]
+    task = make(examples, scheme="bio", separator=separator)
+    label = jnp.array([-1, 2, 0, 1, 2, -1])
+    outputs = [{"label": label, "probability": jnp.ones(6)}]
+    prediction = task.decode(examples[0], outputs)
+    assert prediction["tags"] == ["O", "B-X", "I-X", "O"]
+    assert prediction["entities"] == [
+        {"type": "X", "start": 1, "stop": 3, "text": text}
+    ]
+    assert "entities" not in make().decode(examples[0], [])
+
+
+ODD = st.text(max_size=40)
+
+
+@given(st.one_of(st.builds(lambda t: {"text": t}, ODD), st.lists(ODD, max_size=5)))
+@settings(max_examples=50, deadline=None)
+def test_predicting_takes_any_text(odd):
+    example = odd if isinstance(odd, dict) else {"text": "", "words": odd}
+    for kind, tokenizer in TOKENIZERS.items():
+        task = make(tokenizer=tokenizer, length=16, separator=" " * (kind != "chars"))
+        batches, made = batches_of(task, task.encode_inputs([example]), False, 1)
+        outputs = [
+            {
+                "label": np.where(batch["loss_mask"][0] > 0, 1, -1),
+                "probability": batch["loss_mask"][0],
+            }
+            for batch in made
+        ]
+        order = np.argsort([batches.documents(i)[0][0].start for i in range(len(made))])
+        prediction = task.decode(example, [outputs[i] for i in order])
+        assert prediction["tags"] == ["N"] * len(prediction["words"])
+
+
+def test_what_decides_the_columns_is_in_the_encoding():
+    tasks = [make(), make(labels=("V", "N", "D")), make(separator="")]
+    assert len({task.encoding for task in tasks}) == 3
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"scheme": "iob"}, "did you mean 'bio'"),
+        ({"separator": ","}, "unknown task.separator ','"),
+        ({"length": 2}, "task.length must be at least 3"),
+        ({"class_weights": "x"}, "unknown task.class_weights"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        Config(**options)

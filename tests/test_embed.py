@@ -1,0 +1,122 @@
+"""Vectors of any workdir: what they are, files, neighbours, and mistakes."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from lm.data.pipeline import DataConfig
+from lm.models import bert, gpt
+from lm.nn.heads import pool
+from lm.tasks import causal_lm, rank
+from lm.text import tokenizers
+from lm.train import workdir as workdir_lib
+from lm.train.config import Config
+from lm.train.loop import train
+
+TEXTS = ["red sun", "a blue sea", "", "red", "x" * 99]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Some texts, and two workdirs."""
+    folder = tmp_path_factory.mktemp("embed")
+    rows = [{"text": t, "description": t, "id": i} for i, t in enumerate(TEXTS)]
+    for split in ("train", "validation"):
+        lines = [json.dumps(row) for row in rows if row["text"]]
+        lines += [
+            json.dumps({"text": str(n), "description": str(n)}) for n in range(99)
+        ]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "input.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    tokenizers.train("bytes", []).save(folder / "bytes")
+    shape = {"vocab_size": 280, "emb_dim": 8, "num_layers": 1, "num_heads": 2}
+    shape |= {"max_len": 32}
+    for name, model, task in (
+        ("rank", bert.Config(**shape), rank.Config(length=32, query_length=16)),
+        ("gpt", gpt.Config(**shape), causal_lm.Config(length=32)),
+    ):
+        config = Config(
+            model=model,
+            task=task,
+            data=DataConfig(
+                sources=(str(folder / "{split}.jsonl"),),
+                tokenizer=str(folder / "bytes"),
+                data_dir=str(folder),
+            ),
+            batch_size=8,
+            num_train_steps=2,
+            warmup_steps=1,
+        )
+        train(config, folder / name)
+    return folder
+
+
+def run(folder, *flags, name="rank", fails=False):
+    command = [sys.executable, "-m", "lm.embed", f"--workdir={folder / name}", *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert bool(done.returncode) == fails, done.stderr
+    if fails:
+        assert "Traceback" not in done.stderr
+        return done.stderr.strip().splitlines()[-1]
+    return done.stdout
+
+
+def test_files_have_a_vector_for_each_text_in_order(folder):
+    source = f"--input={folder / 'input.jsonl'}"
+    run(folder, source, f"--output={folder / 'v.npz'}", "--batch-size=8")
+    run(folder, source, f"--output={folder / 'v.jsonl'}")
+    vectors = np.load(folder / "v.npz")["vectors"]
+    assert vectors.shape == (5, 8) and vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-4)
+    rows = [json.loads(line) for line in (folder / "v.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["text"]) for row in rows] == [*enumerate(TEXTS)]
+    np.testing.assert_allclose([row["vector"] for row in rows], vectors, atol=1e-6)
+    assert not [*folder.glob(".*.tmp")]
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_a_vector_is_the_pooled_states_of_a_language_model(folder, pooling):
+    loaded = workdir_lib.load(folder / "gpt")
+    tokens = np.array([[loaded.tokenizer.bos_id, *loaded.tokenizer.encode("red sun")]])
+    tokens = np.append(tokens[tokens >= 0], loaded.tokenizer.eos_id)[None]
+    batch = {"inputs": tokens.astype(np.int32)}
+    states = loaded.model.apply({"params": loaded.params}, batch, method="hidden")
+    expected = np.array(pool(states, np.ones(tokens.shape, np.int32), pooling))[0]
+    output = run(folder, "--text=red sun", f"--pooling={pooling}", name="gpt")
+    vector = json.loads(output)["vector"]
+    np.testing.assert_allclose(
+        vector, expected / np.linalg.norm(expected), rtol=1e-3, atol=1e-5
+    )
+
+
+def test_the_nearest_text_is_the_text_itself(folder):
+    corpus = f"--corpus={folder / '{split}.jsonl'}", "--corpus-split=train"
+    output = run(folder, "--text=red", "--text=a blue sea", "--nearest=2", *corpus)
+    for line, text in zip(output.splitlines(), ["red", "a blue sea"], strict=True):
+        found = json.loads(line)
+        assert found["text"] == text and len(found["nearest"]) == 2
+        first, second = found["nearest"]
+        assert first["text"] == text and first["cosine"] == pytest.approx(1, abs=1e-5)
+        assert second["cosine"] <= first["cosine"]
+    output = run(folder, "--text=red", "--nearest=99", *corpus, "--json")
+    (found,) = json.loads(output)["predictions"]
+    assert len({row["text"] for row in found["nearest"]}) == 99
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ([], "give either --text or --input"),
+        (["--text=a", "--input=b"], "give either --text or --input"),
+        (["--text=a", "--nearest=2"], "--nearest=K and --corpus=SOURCE go together"),
+        (["--text=a", "--output=a.csv"], "must end in .jsonl or .npz, not '.csv'"),
+        (["--text=a", "--batch-size=7"], "7 does not divide over 8 devices"),
+        (["--text=a", "--pooling=men"], "did you mean 'mean'"),
+        (["--text=a", "--output=/nowhere/a.npz"], "cannot write /nowhere/a.npz"),
+    ],
+)
+def test_mistakes_are_one_line(folder, flags, message):
+    assert message in run(folder, *flags, fails=True)

@@ -1,0 +1,275 @@
+"""Fine-tuning: labels, beginning from another run, stopping early, predicting."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from lm import tree
+from lm.adapt.lora import LoraConfig
+from lm.data.pipeline import DataConfig
+from lm.models import bert
+from lm.tasks import classify, masked_lm
+from lm.train import workdir as workdir_lib
+from lm.train.checkpoint import CheckpointConfig
+from lm.train.config import EvalConfig
+from lm.train.loop import train
+from lm.train.optim import OptimConfig
+from lm.types import UserError
+
+MODEL = bert.Config(
+    vocab_size=280,
+    emb_dim=16,
+    num_layers=2,
+    num_heads=2,
+    max_len=32,
+    position_encoding="rotary",
+    norm_position="pre",
+)
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory, corpus):
+    """Texts whose label is the word they begin with."""
+    folder = tmp_path_factory.mktemp("labelled")
+    rng = np.random.default_rng(0)
+    words = ["red", "green", "blue", "warm", "cold"]
+    for split, number in (("train", 96), ("validation", 24), ("test", 24)):
+        with (folder / f"{split}.jsonl").open("w") as file:
+            for i in range(number):
+                label = words[i % 3]
+                text = " ".join([label, *rng.choice(words[3:], 2), str(i)])
+                file.write(json.dumps({"text": text, "label": label}) + "\n")
+    return folder
+
+
+@pytest.fixture
+def make_labelled(make_config, labelled, corpus):
+    def make(**changes):
+        values = {
+            "model": MODEL,
+            "task": classify.Config(length=32, pooling="mean"),
+            "data": DataConfig(
+                sources=(str(labelled / "{split}.jsonl"),),
+                tokenizer=str(corpus / "bytes"),
+                data_dir=str(labelled),
+            ),
+            "batch_size": 16,
+            "num_train_steps": 40,
+        }
+        return make_config("bert", **values | changes)
+
+    return make
+
+
+def test_a_run_learns_and_explains_itself(make_labelled, tmp_path, labelled):
+    result = train(make_labelled(num_train_steps=80), tmp_path)
+    assert result["eval/validation/accuracy"] > 0.9
+    assert result["eval/validation/f1_macro"] > 0.9
+    task = workdir_lib.load_config(tmp_path).task
+    assert task.labels == ("blue", "green", "red") and task.counts == (32, 32, 32)
+    # The labels are the run's: the training texts may be gone.
+    output = run("lm.predict", "--text=red warm", "--json", workdir=tmp_path)
+    (prediction,) = json.loads(output)["predictions"]
+    assert prediction["label"] == "red"
+    assert sum(prediction["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def run(module, *flags, workdir, stdin="", fails=False):
+    command = [sys.executable, "-m", module, f"--workdir={workdir}", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, input=stdin)
+    assert bool(done.returncode) == fails, done.stderr
+    if fails:
+        assert "Traceback" not in done.stderr
+        return done.stderr.strip().splitlines()[-1]
+    return done.stdout
+
+
+def test_the_same_command_goes_on_though_labels_are_not_given(make_labelled, tmp_path):
+    config = make_labelled(num_train_steps=4)
+    train(config, tmp_path)
+    longer = dataclasses.replace(config, num_train_steps=6)
+    assert train(longer, tmp_path)["step"] == 6
+    other = dataclasses.replace(config.task, labels=("red", "green", "blue"))
+    with pytest.raises(UserError, match="task.labels is"):
+        train(dataclasses.replace(longer, task=other), tmp_path)
+
+
+def pretrained(make_config, tmp_path, **changes):
+    folder = tmp_path / "pretrained"
+    config = make_config(
+        "bert", model=MODEL, task=masked_lm.Config(length=32), **changes
+    )
+    train(config, folder)
+    return folder
+
+
+def test_a_run_begins_from_the_parameters_of_another(
+    make_config, make_labelled, tmp_path, capfd
+):
+    folder = pretrained(make_config, tmp_path)
+    config = make_labelled(
+        init_from=str(folder),
+        model=dataclasses.replace(MODEL, emb_dim=32, dropout_rate=0.2),
+        optim=OptimConfig(learning_rate=0.0),
+        num_train_steps=2,
+    )
+    train(config, tmp_path / "fine")
+    assert "new: head/bias, head/kernel" in capfd.readouterr().err
+    found = workdir_lib.load(tmp_path / "fine")
+    # The architecture is the other run's, the regularisation this one's.
+    assert (found.config.model.emb_dim, found.config.model.dropout_rate) == (16, 0.2)
+    before = workdir_lib.load(folder).params
+    backbone = found.params["backbone"]
+    assert set(before) - set(backbone) == {
+        "head",
+        "pooler",
+        "transform",
+        "transform_norm",
+    }
+    for name in backbone:
+        jax.tree.map(np.testing.assert_array_equal, backbone[name], before[name])
+    # It goes on though what it began from is gone.
+    folder.rename(tmp_path / "elsewhere")
+    assert train(dataclasses.replace(config, num_train_steps=3), tmp_path / "fine")
+
+
+def test_a_frozen_backbone_stays(make_config, make_labelled, tmp_path):
+    folder = pretrained(make_config, tmp_path)
+    optim = OptimConfig(learning_rate=1e-2, freeze=("^backbone/",))
+    train(make_labelled(init_from=str(folder), optim=optim), tmp_path / "fine")
+    before, after = workdir_lib.load(folder), workdir_lib.load(tmp_path / "fine")
+    for name, part in after.params["backbone"].items():
+        jax.tree.map(np.testing.assert_array_equal, part, before.params[name])
+    assert np.abs(after.params["head"]["bias"]).max() > 0
+
+
+def test_it_stops_early_and_the_best_is_used(make_labelled, tmp_path, capfd):
+    config = make_labelled(
+        optim=OptimConfig(learning_rate=0.0),  # nothing gets better
+        eval=EvalConfig(patience=2),
+        eval_every_steps=3,
+        checkpoint=CheckpointConfig(best_metric="accuracy", best_mode="max"),
+    )
+    assert train(config, tmp_path)["step"] == 9
+    assert (
+        "stopped early: the best accuracy is that of step 3" in capfd.readouterr().err
+    )
+    assert workdir_lib.load(tmp_path).step == 3
+    assert workdir_lib.load(tmp_path, "latest").step == 9
+    # The same command does not train on.
+    assert train(config, tmp_path)["step"] == 9
+
+
+def test_a_metric_of_predictions_may_be_the_best_one(make_labelled, tmp_path):
+    best = CheckpointConfig(best_metric="f1_macro", best_mode="max")
+    config = make_labelled(checkpoint=best, num_train_steps=4, eval_every_steps=2)
+    train(config, tmp_path)
+    assert workdir_lib.load(tmp_path, "best").step in (2, 4)
+    wrong = dataclasses.replace(best, best_metric="f1_makro")
+    config = dataclasses.replace(config, checkpoint=wrong)
+    with pytest.raises(UserError, match="f1_makro.*did you mean 'f1_macro'"):
+        train(config, tmp_path / "other")
+
+
+def test_predictions_come_in_order_and_odd_texts_do_not_stop_them(
+    make_labelled, tmp_path
+):
+    train(make_labelled(num_train_steps=2), tmp_path)
+    texts = ["x" * 500, "red", "", "  ", "中文 🙂", "a" * 20, "\x00", "green warm"]
+    source = tmp_path / "in.jsonl"
+    lines = [json.dumps({"text": text, "id": i}) for i, text in enumerate(texts)]
+    source.write_text("\n".join(lines) + "\n")
+    output = tmp_path / "out.jsonl"
+    run("lm.predict", f"--input={source}", f"--output={output}", workdir=tmp_path)
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(row["id"], row["text"]) for row in rows] == [*enumerate(texts)]
+    piped = run("lm.predict", workdir=tmp_path, stdin="red\n\ngreen warm\n")
+    found = [json.loads(line) for line in piped.splitlines()]
+    assert [row["text"] for row in found] == ["red", "", "green warm"]
+    for row, other in ((found[0], rows[1]), (found[2], rows[7])):
+        for name, share in row["probabilities"].items():
+            assert share == pytest.approx(other["probabilities"][name], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--text=a", "--batch-size=0"], "--batch-size must be at least 1"),
+        (["--text=a", "--field=x"], "--field=x is not NAME=VALUE"),
+        (["--input=nothing.jsonl"], "there is no file nothing.jsonl"),
+        ([], "there is no text to predict"),
+        (["--text=a", "--output=/nowhere/a.jsonl"], "cannot write /nowhere/a.jsonl"),
+    ],
+)
+def test_mistakes_in_predicting_are_one_line(make_labelled, tmp_path, flags, message):
+    train(make_labelled(num_train_steps=1, warmup_steps=0), tmp_path)
+    assert message in run("lm.predict", *flags, workdir=tmp_path, fails=True)
+
+
+def test_a_task_that_predicts_nothing_says_what_does(make_config, tmp_path):
+    train(make_config(num_train_steps=1, warmup_steps=0), tmp_path)
+    line = run("lm.predict", "--text=a", workdir=tmp_path, fails=True)
+    assert "continue its texts with lm.generate" in line
+
+
+def test_adapters_are_trained_alone_and_merged_when_loaded(
+    make_config, make_labelled, tmp_path
+):
+    folder = pretrained(make_config, tmp_path)
+    config = make_labelled(
+        init_from=str(folder), lora=LoraConfig(rank=2), num_train_steps=60
+    )
+    result = train(config, tmp_path / "fine")
+    before, after = workdir_lib.load(folder), workdir_lib.load(tmp_path / "fine")
+    changed = {
+        name
+        for name, old in flat(before.params).items()
+        if name in flat(after.params["backbone"])
+        and np.any(old != flat(after.params["backbone"])[name])
+    }
+    assert {name.rsplit("/", 2)[-2] for name in changed} == {"query", "value"}
+    # What is loaded scores as what was trained.
+    output = json.loads(run("lm.evaluate", "--json", workdir=tmp_path / "fine"))
+    for name in ("loss", "accuracy"):
+        key = f"eval/validation/{name}"
+        assert output[key] == pytest.approx(result[key], rel=1e-4)
+
+
+def flat(params):
+    return dict(zip(jax.tree.leaves(tree.names(params)), jax.tree.leaves(params)))
+
+
+def test_frozen_parameters_have_no_part_in_the_norm(make_labelled, tmp_path):
+    optim = OptimConfig(learning_rate=1e-2, freeze=("^backbone/",))
+    train(make_labelled(optim=optim, num_train_steps=2), tmp_path / "frozen")
+    train(make_labelled(num_train_steps=2), tmp_path / "whole")
+    norms = [
+        json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])
+        for name in ("frozen", "whole")
+    ]
+    assert norms[0]["optim/grad_norm"] < norms[1]["optim/grad_norm"]
+
+
+def test_texts_of_the_training_split_are_not_scored(make_labelled, tmp_path, labelled):
+    train(make_labelled(num_train_steps=1, warmup_steps=0), tmp_path)
+    line = run("lm.evaluate", "--split=train", workdir=tmp_path, fails=True)
+    assert "every text of train is in train, which was trained on" in line
+    copied = (labelled / "train.jsonl").read_text().splitlines()[:3]
+    fresh = (labelled / "test.jsonl").read_text().splitlines()
+    (tmp_path / "test.jsonl").write_text("\n".join([*copied, *fresh]) + "\n")
+    source = f"--source={tmp_path}/{{split}}.jsonl"
+    shown = run("lm.evaluate", "--split=test", source, workdir=tmp_path)
+    assert "of 27 texts 3 are in train and left out" in shown
+    report = json.loads((tmp_path / "report-test.json").read_text())
+    assert report["examples"] == 24 and report["overlap"]["left_out"] == 3
+    accuracy = next(row for row in report["scores"] if row["name"] == "accuracy")
+    assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+    page = (tmp_path / "report-test.html").read_text()
+    assert "Traceback" not in page and "accuracy" in page
+    kept = run("lm.evaluate", "--split=train", "--keep-seen", workdir=tmp_path)
+    assert "accuracy" in kept
