@@ -4,13 +4,14 @@ BBC articles of 2004 and 2005 (Greene & Cunningham 2006): business, entertainmen
 politics, sports, tech.
 
     python -m tools.fetch_data bbc
-    python -m tools.train_tokenizer --source=tfds:bbc --kind=wordpiece --vocab-size=8192 \\
-        --output=data/tokenizers/bbc
+    python -m tools.train_tokenizer --source=tfds:bbc --kind=wordpiece \\
+        --normalization=nfkc_cf --vocab-size=8192 --output=data/tokenizers/bbc
     python -m lm.train --config=configs/bbc.py --workdir=runs/bbc
     python -m lm.evaluate --workdir=runs/bbc --split=test
     python -m lm.predict --workdir=runs/bbc --text="The match ended in a draw."
 
-Expected: .
+Expected: 97% of the validation articles right and 95.5% of the test articles, in 2 minutes
+on 2 CPU cores; tf-idf with logistic regression (`experiments.baseline`) has 98.7%.
 """
 
 from lm.config import to_config_dict

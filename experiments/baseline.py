@@ -18,13 +18,14 @@ With --workdir the scores go to its `baseline-SPLIT.json`, which `lm.evaluate` p
 its report.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,13 @@ def main(args: Namespace, overrides: list[str]) -> dict[str, Any]:
     split = args.split or config.data.eval_split
     report, output = {}, args.output
     if args.config is None:
-        report = _read_report(Path(args.workdir) / f"report-{split}.json")
+        found = Path(args.workdir) / f"report-{split}.json"
+        report = config_lib.read(found) if found.exists() else {}
         output = output or f"{args.workdir}/baseline-{split}.json"
     if output and not Path(output).parent.is_dir():
         raise UserError(
             f"there is no folder {Path(output).parent} for --output; make it"
         )
-    if split == config.data.eval_split:
-        cli.say(f"{split} also chooses the model, so the scores flatter it a little")
     result = fit(config, split)
     _print_scores(split, result, report)
     if output:
@@ -98,10 +98,12 @@ def fit(config: Any, split: str) -> dict[str, Any]:
     task = task_class(_without_limits(task_config), ByteTokenizer(0))
     train = _usable(task, rows, data)
     held_out = _usable(task, _rows(data, split), data)
-    chosen_on = held_out
-    if split != data.eval_split:
+    if split == data.eval_split:
+        cli.say(f"{split} also chooses the model, so the scores flatter it a little")
+        chosen_on = held_out
+    else:
         chosen_on = _usable(task, _rows(data, data.eval_split), data)
-    examples = _unseen([row["text"] for row in rows], held_out.examples, split, data)
+    examples = _unseen(task, rows, held_out.examples, split, data)
     best = _best(task, MODELS[name](task, train), chosen_on.examples)
     if getattr(task_config, "thresholds", ()):
         task = _with_thresholds(task, best, chosen_on)
@@ -165,10 +167,20 @@ def _usable(task: Any, rows: Sequence[Example], data: Any) -> Split:
 
 
 def _unseen(
-    train: Sequence[str], examples: Sequence[Example], split: str, data: Any
+    task: Any,
+    rows: Iterable[Example],
+    examples: Sequence[Example],
+    split: str,
+    data: Any,
 ) -> list[Example]:
     """Leaves out the examples that `lm.evaluate` leaves out."""
-    found = find_overlap(train, [example["text"] for example in examples])
+
+    def train() -> Iterator[str]:
+        for row in rows:
+            with contextlib.suppress(UserError):
+                yield task.text_of(row)
+
+    found = find_overlap(train(), [task.text_of(example) for example in examples])
     seen = {overlap.index for overlap in found if overlap.kind == "exact"}
     if len(seen) == len(examples):
         raise UserError(
@@ -191,11 +203,6 @@ def _with_thresholds(task: Any, model: Candidate, split: Split) -> Any:
     )
 
 
-def _read_report(path: Path) -> dict[str, Any]:
-    """Reads the report of `lm.evaluate`, if there is one."""
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
 def _print_scores(
     split: str, result: Mapping[str, Any], report: Mapping[str, Any]
 ) -> None:
@@ -208,10 +215,10 @@ def _print_scores(
         found = of_model.get(name)
         beside = "" if found is None else f"{found:>10.4f}"
         print(f"  {name:<20}{value:>10.4f}{beside}")
-    if report and report["examples"] != number:
+    if (of_report := report.get("examples", number)) != number:
         cli.say(
-            f"the report has {report['examples']:,} examples, the baseline {number:,}; "
-            "they do not compare"
+            f"the report has {of_report:,} examples, the baseline {number:,}; they do "
+            "not compare"
         )
 
 

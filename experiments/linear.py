@@ -43,7 +43,7 @@ EPOCHS = 5
 # Words, and words times tags, that an epoch has at most: so it takes seconds, and the
 # features some GB.
 MOST_WORDS = 1_500_000
-MOST_WORK = 20_000_000
+MOST_WORK = 15_000_000
 
 # Queries that are compared with all texts at once.
 CHUNK = 512

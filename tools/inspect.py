@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 from lm import cli
-from lm.types import UserError
 
 parser = cli.make_parser(__doc__)
 parser.add_argument("workdir", nargs="+", help="the folder of a run")

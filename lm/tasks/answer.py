@@ -138,6 +138,10 @@ class Answer(Predictive):
             "question": question[: self.config.max_question_tokens],
         }
 
+    def text_of(self, example: Mapping[str, Any]) -> str:
+        """Returns the question and the text: neither alone makes an example."""
+        return f"{fields.text(example, self.config.question)}\n\n{example['text']}"
+
     def answers_of(self, example: Mapping[str, Any]) -> list[tuple[str, int]]:
         """Returns the right answers, without space around, and where each begins.
 
@@ -351,7 +355,7 @@ class Answer(Predictive):
         for example, prediction in zip(examples, predictions):
             f1 = self.score([example], [prediction])["f1"]
             row = {
-                "text": f"{example[self.config.question]}\n\n{example['text']}",
+                "text": self.text_of(example),
                 "gold": [text for text, _ in self.answers_of(example)],
                 "predicted": prediction["answer"],
                 "probability": prediction["score"],

@@ -260,9 +260,9 @@ class Chat(Generative):
 def encode_spelled(tokenizer: Tokenizer, text: str) -> np.ndarray:
     """Encodes a text in which the tokenizer's marks are spelled: int32 [n].
 
-    from lm.text.tokenizers import train
-        >>> encode_spelled(train("bytes", []), "<s>A").tolist()
-        [2, 70]
+    >>> from lm.text.tokenizers import train
+    >>> encode_spelled(train("bytes", []), "<s>A").tolist()
+    [2, 70]
     """
     special = np.flatnonzero(tokenizer.is_special).tolist()
     marks = {tokenizer.token(i): i for i in special}

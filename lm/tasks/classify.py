@@ -186,7 +186,7 @@ class Classify(Predictive):
                     f"{labels_lib.where(example)}: {config.label!r} is {value!r}, not "
                     "a number; mend it"
                 )
-            return number[None].view(np.int32)
+            return np.array([number]).view(np.int32)
         ids = self._ids
         found = self.labels_of(config, example)
         numbers = [labels_lib.index(example, name, ids) for name in found]

@@ -176,6 +176,10 @@ class TextToText(Generative):
         (source,) = self._sources([example])
         return self._cut(source)
 
+    def text_of(self, example: Mapping[str, Any]) -> str:
+        """See `Generative`."""
+        return example["text"]
+
     def target_of(self, example: Mapping[str, Any]) -> str:
         """See `Generative`."""
         return fields.text(example, self.config.target)

@@ -17,6 +17,9 @@ from lm import metrics as metrics_lib
 from lm.train.evaluation import add
 from lm.types import UserError
 
+# Of an evaluation, in its line.
+SHOWN_METRICS = 6
+
 # Of these a window reports the last step's.
 NOT_AVERAGED = ("optim/learning_rate", "optim/skipped", "optim/skipped_in_row")
 
@@ -184,7 +187,7 @@ class Display:
 
 
 def summary(step: int, values: Mapping[str, float]) -> str:
-    """Returns evaluation metrics as one line.
+    """Returns the first evaluation metrics as one line; `metrics.jsonl` has all.
 
     >>> summary(7, {"eval/validation/loss": 1.0})
     'step 7  eval/validation: loss 1.0000'
@@ -193,4 +196,5 @@ def summary(step: int, values: Mapping[str, float]) -> str:
     for name, value in values.items():
         group, _, metric = name.rpartition("/")
         sets.setdefault(group, []).append(f"{metric} {value:.4f}")
-    return f"step {step}  " + "  ".join(f"{g}: {', '.join(v)}" for g, v in sets.items())
+    shown = (f"{g}: {', '.join(v[:SHOWN_METRICS])}" for g, v in sets.items())
+    return f"step {step}  " + "  ".join(shown)

@@ -1,4 +1,5 @@
 import dataclasses
+import doctest
 import json
 import random
 
@@ -79,6 +80,10 @@ def test_characters_where_words_are_not_spaced(make_config):
 
     result = baseline.fit(make_config({"name": "classify"}, rows), "test")
     assert "characters" in result["name"] and first(result) > 0.9
+
+
+def test_examples_in_docstrings():
+    assert doctest.testmod(linear) == (0, 1)
 
 
 def several_rows(number, seed):
@@ -287,6 +292,9 @@ def test_the_workdir_gets_the_scores_which_stand_beside_the_models(folder, capsy
     (folder / "report-test.json").write_text(json.dumps(report))
     run(f"--workdir={folder}", "--split=test")
     assert "do not compare" in capsys.readouterr().err
+    (folder / "report-test.json").write_text("{")
+    with pytest.raises(UserError, match="report-test.json is not JSON"):
+        run(f"--workdir={folder}", "--split=test")
     names = {"config.json", "report-test.json", "baseline-test.json"}
     assert {path.name for path in folder.iterdir()} == names
 

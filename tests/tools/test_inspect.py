@@ -6,6 +6,7 @@ from lm.config import to_config_dict
 from lm.data.pipeline import DataConfig
 from lm.models import gpt
 from lm.tasks import causal_lm
+from lm.text import tokenizers
 from lm.train.config import Config
 from lm.types import UserError
 from tools import inspect
@@ -19,6 +20,7 @@ def workdir(tmp_path):
         data=DataConfig(sources=("x",), tokenizer="y"),
     )
     (tmp_path / "config.json").write_text(json.dumps(to_config_dict(config).to_dict()))
+    tokenizers.train("bytes", []).save(tmp_path / "tokenizer")
     (tmp_path / "checkpoints" / "20").mkdir(parents=True)
     (tmp_path / "checkpoints" / "damaged-10").mkdir()
     lines = [

@@ -1,6 +1,7 @@
 """Fine-tuning: labels, beginning from another run, stopping early, predicting."""
 
 import dataclasses
+import io
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from lm import tree
+from lm import evaluate, predict, tree
 from lm.adapt.lora import LoraConfig
 from lm.data.pipeline import DataConfig
 from lm.models import bert
@@ -42,7 +43,7 @@ def labelled(tmp_path_factory, corpus):
         with (folder / f"{split}.jsonl").open("w") as file:
             for i in range(number):
                 label = words[i % 3]
-                text = " ".join([label, *rng.choice(words[3:], 2), str(i)])
+                text = " ".join([label, *rng.choice(words[3:], 2), split[:2], str(i)])
                 file.write(json.dumps({"text": text, "label": label}) + "\n")
     return folder
 
@@ -73,20 +74,15 @@ def test_a_run_learns_and_explains_itself(make_labelled, tmp_path, labelled):
     task = workdir_lib.load_config(tmp_path).task
     assert task.labels == ("blue", "green", "red") and task.counts == (32, 32, 32)
     # The labels are the run's: the training texts may be gone.
-    output = run("lm.predict", "--text=red warm", "--json", workdir=tmp_path)
-    (prediction,) = json.loads(output)["predictions"]
+    command = [sys.executable, "-m", "lm.predict", f"--workdir={tmp_path}", "--json"]
+    done = subprocess.run([*command, "--text=red warm"], capture_output=True, text=True)
+    (prediction,) = json.loads(done.stdout)["predictions"]
     assert prediction["label"] == "red"
     assert sum(prediction["probabilities"].values()) == pytest.approx(1, abs=1e-5)
 
 
-def run(module, *flags, workdir, stdin="", fails=False):
-    command = [sys.executable, "-m", module, f"--workdir={workdir}", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, input=stdin)
-    assert bool(done.returncode) == fails, done.stderr
-    if fails:
-        assert "Traceback" not in done.stderr
-        return done.stderr.strip().splitlines()[-1]
-    return done.stdout
+def run(module, *flags, workdir):
+    return module.main(module.parser.parse_args([f"--workdir={workdir}", *flags]))
 
 
 def test_the_same_command_goes_on_though_labels_are_not_given(make_labelled, tmp_path):
@@ -177,7 +173,7 @@ def test_a_metric_of_predictions_may_be_the_best_one(make_labelled, tmp_path):
 
 
 def test_predictions_come_in_order_and_odd_texts_do_not_stop_them(
-    make_labelled, tmp_path
+    make_labelled, tmp_path, monkeypatch, capsys
 ):
     train(make_labelled(num_train_steps=2), tmp_path)
     texts = ["x" * 500, "red", "", "  ", "中文 🙂", "a" * 20, "\x00", "green warm"]
@@ -185,40 +181,40 @@ def test_predictions_come_in_order_and_odd_texts_do_not_stop_them(
     lines = [json.dumps({"text": text, "id": i}) for i, text in enumerate(texts)]
     source.write_text("\n".join(lines) + "\n")
     output = tmp_path / "out.jsonl"
-    run("lm.predict", f"--input={source}", f"--output={output}", workdir=tmp_path)
+    run(predict, f"--input={source}", f"--output={output}", workdir=tmp_path)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [(row["id"], row["text"]) for row in rows] == [*enumerate(texts)]
-    piped = run("lm.predict", workdir=tmp_path, stdin="red\n\ngreen warm\n")
-    found = [json.loads(line) for line in piped.splitlines()]
+    monkeypatch.setattr("sys.stdin", io.StringIO("red\n\ngreen warm\n"))
+    run(predict, workdir=tmp_path)
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["text"] for row in found] == ["red", "", "green warm"]
     for row, other in ((found[0], rows[1]), (found[2], rows[7])):
         for name, share in row["probabilities"].items():
             assert share == pytest.approx(other["probabilities"][name], abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    "flags, message",
-    [
+def test_mistakes_in_predicting_are_one_line(make_labelled, tmp_path, monkeypatch):
+    train(make_labelled(num_train_steps=1, warmup_steps=0), tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    for flags, message in (
         (["--text=a", "--batch-size=0"], "--batch-size must be at least 1"),
         (["--text=a", "--field=x"], "--field=x is not NAME=VALUE"),
         (["--input=nothing.jsonl"], "there is no file nothing.jsonl"),
         ([], "there is no text to predict"),
         (["--text=a", "--output=/nowhere/a.jsonl"], "cannot write /nowhere/a.jsonl"),
-    ],
-)
-def test_mistakes_in_predicting_are_one_line(make_labelled, tmp_path, flags, message):
-    train(make_labelled(num_train_steps=1, warmup_steps=0), tmp_path)
-    assert message in run("lm.predict", *flags, workdir=tmp_path, fails=True)
+    ):
+        with pytest.raises(UserError, match=message):
+            run(predict, *flags, workdir=tmp_path)
 
 
 def test_a_task_that_predicts_nothing_says_what_does(make_config, tmp_path):
     train(make_config(num_train_steps=1, warmup_steps=0), tmp_path)
-    line = run("lm.predict", "--text=a", workdir=tmp_path, fails=True)
-    assert "continue its texts with lm.generate" in line
+    with pytest.raises(UserError, match="continue its texts with lm.generate"):
+        run(predict, "--text=a", workdir=tmp_path)
 
 
 def test_adapters_are_trained_alone_and_merged_when_loaded(
-    make_config, make_labelled, tmp_path
+    make_config, make_labelled, tmp_path, monkeypatch
 ):
     folder = pretrained(make_config, tmp_path)
     config = make_labelled(
@@ -234,7 +230,8 @@ def test_adapters_are_trained_alone_and_merged_when_loaded(
     }
     assert {name.rsplit("/", 2)[-2] for name in changed} == {"query", "value"}
     # What is loaded scores as what was trained.
-    output = json.loads(run("lm.evaluate", "--json", workdir=tmp_path / "fine"))
+    monkeypatch.setattr(evaluate, "RESAMPLES", (20, 20))
+    output = run(evaluate, workdir=tmp_path / "fine")
     for name in ("loss", "accuracy"):
         key = f"eval/validation/{name}"
         assert output[key] == pytest.approx(result[key], rel=1e-4)
@@ -255,21 +252,24 @@ def test_frozen_parameters_have_no_part_in_the_norm(make_labelled, tmp_path):
     assert norms[0]["optim/grad_norm"] < norms[1]["optim/grad_norm"]
 
 
-def test_texts_of_the_training_split_are_not_scored(make_labelled, tmp_path, labelled):
+def test_texts_of_the_training_split_are_not_scored(
+    make_labelled, tmp_path, labelled, capsys, monkeypatch
+):
+    monkeypatch.setattr(evaluate, "RESAMPLES", (20, 20))
     train(make_labelled(num_train_steps=1, warmup_steps=0), tmp_path)
-    line = run("lm.evaluate", "--split=train", workdir=tmp_path, fails=True)
-    assert "every text of train is in train, which was trained on" in line
+    with pytest.raises(UserError, match="every text of train is in train, which was"):
+        run(evaluate, "--split=train", workdir=tmp_path)
     copied = (labelled / "train.jsonl").read_text().splitlines()[:3]
     fresh = (labelled / "test.jsonl").read_text().splitlines()
     (tmp_path / "test.jsonl").write_text("\n".join([*copied, *fresh]) + "\n")
     source = f"--source={tmp_path}/{{split}}.jsonl"
-    shown = run("lm.evaluate", "--split=test", source, workdir=tmp_path)
-    assert "of 27 texts 3 are in train and left out" in shown
+    run(evaluate, "--split=test", source, workdir=tmp_path)
+    assert "of 27 texts 3 are in train and left out" in capsys.readouterr().out
     report = json.loads((tmp_path / "report-test.json").read_text())
     assert report["examples"] == 24 and report["overlap"]["left_out"] == 3
     accuracy = next(row for row in report["scores"] if row["name"] == "accuracy")
     assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
     page = (tmp_path / "report-test.html").read_text()
     assert "Traceback" not in page and "accuracy" in page
-    kept = run("lm.evaluate", "--split=train", "--keep-seen", workdir=tmp_path)
-    assert "accuracy" in kept
+    kept = run(evaluate, "--split=train", "--keep-seen", workdir=tmp_path)
+    assert "eval/train/accuracy" in kept
