@@ -10,8 +10,9 @@ politics, sports, tech.
     python -m lm.evaluate --workdir=runs/bbc --split=test
     python -m lm.predict --workdir=runs/bbc --text="The match ended in a draw."
 
-Expected: 97% of the validation articles right and 95.5% of the test articles, in 2 minutes
-on 2 CPU cores; tf-idf with logistic regression (`experiments.baseline`) has 98.7%.
+Expected: 97% of the validation articles right and 95.5% of the test articles, in 2
+minutes on 2 CPU cores; tf-idf with logistic regression (`experiments.baseline`) has
+98.7%.
 """
 
 from lm.config import to_config_dict

@@ -16,8 +16,7 @@ from lm.config import to_config_dict
 from lm.data.pipeline import DataConfig
 from lm.models import bert
 from lm.tasks import rank
-from lm.train.checkpoint import CheckpointConfig
-from lm.train.config import Config, EvalConfig
+from lm.train.config import Config
 from lm.train.optim import OptimConfig
 
 
