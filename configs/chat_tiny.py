@@ -8,7 +8,7 @@ Data is one's own: data/chat.jsonl has a conversation a line, such as
     python -m lm.train --config=configs/chat_tiny.py --workdir=runs/chat_tiny
     python -m lm.generate --workdir=runs/chat_tiny --temperature=0
 
-Expected: .
+Not trained to its end here yet.
 """
 
 from lm.config import to_config_dict

@@ -12,7 +12,7 @@ scratch on 37,221 pairs, several to a row.
     python -m lm.predict --workdir=runs/debian_fr \\
         --text="This package contains the documentation."
 
-Expected: .
+Not trained to its end here yet.
 """
 
 from lm.config import to_config_dict

@@ -15,7 +15,7 @@ questions to train on, 1,066 to test. So few do not teach what a question means:
 Files in SQuAD's format are data.sources=("PATH/{split}.json?format=squad",); for those
 of version 2 set task.unanswerable.
 
-Expected: .
+Not trained to its end here yet.
 """
 
 from lm.config import to_config_dict

@@ -10,7 +10,7 @@ but not what one looks like: set `init_from` to a pretrained workdir for a bette
     python -m lm.evaluate --workdir=runs/tweet_ner --split=test
     python -m lm.predict --workdir=runs/tweet_ner --text="New iPhone in London today"
 
-Expected: .
+Not trained to its end here yet.
 """
 
 from lm.config import to_config_dict
@@ -38,6 +38,8 @@ def get_config():
                 use_bias=False,
                 dropout_rate=0.3,
                 attention_dropout_rate=0.0,
+                init_stddev=0.0,
+                embed_stddev=0.1,
             ),
             task=tag.Config(length=128, scheme="bio", dropout_rate=0.3),
             data=DataConfig(

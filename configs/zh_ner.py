@@ -10,7 +10,7 @@ word. 4 layers x 128 from scratch, with rotary positions, several paragraphs a r
     python -m lm.evaluate --workdir=runs/zh_ner --split=test
     python -m lm.predict --workdir=runs/zh_ner --text="江泽民主席在北京会见了外宾。"
 
-Expected: .
+Not trained to its end here yet.
 """
 
 from lm.config import to_config_dict
@@ -38,6 +38,8 @@ def get_config():
                 use_bias=False,
                 dropout_rate=0.1,
                 attention_dropout_rate=0.0,
+                init_stddev=0.0,
+                embed_stddev=0.1,
             ),
             task=tag.Config(length=192, scheme="bio", separator=""),
             data=DataConfig(

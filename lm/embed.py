@@ -105,10 +105,7 @@ def _check(args: Namespace) -> None:
 
 
 def _make_embed(loaded: Any, pooling: str, batch_size: int) -> Embed:
-    """Returns a function from examples to vectors [n, D], float32.
-
-    Whatever the workdir's task is, its model is used as the encoder of `lm.tasks.rank`.
-    """
+    """Returns a function from examples to vectors [n, D], float32."""
     from lm import sharding
     from lm.models import build_model
     from lm.nn.heads import POOLINGS
@@ -117,13 +114,17 @@ def _make_embed(loaded: Any, pooling: str, batch_size: int) -> Embed:
     from lm.train.evaluation import Predictor
 
     config = loaded.config
-    pooling = pooling or getattr(config.task, "pooling", "mean")
-    check_choice("--pooling", pooling, POOLINGS)
-    length = getattr(config.task, "text_length", config.task.length)
-    options = rank.Config(length=length, query_length=min(3, length), pooling=pooling)
-    task = rank.Rank(options, loaded.tokenizer)
-    model = Encoder(build_model(config.model), pooling)
-    params = {"backbone": loaded.params.get("backbone", loaded.params)}
+    is_dual = isinstance(config.task, rank.Config) and config.task.kind == "dual"
+    if is_dual and pooling in ("", config.task.pooling):
+        task, model, params = loaded.task, loaded.model, loaded.params
+    else:
+        pooling = pooling or getattr(config.task, "pooling", "mean")
+        check_choice("--pooling", pooling, POOLINGS)
+        length = config.task.length
+        options = rank.Config(length=length, query_length=length, pooling=pooling)
+        task = rank.Rank(options, loaded.tokenizer)
+        model = Encoder(build_model(config.model), pooling)
+        params = {"backbone": loaded.params.get("backbone", loaded.params)}
     mesh = sharding.build_mesh(sharding.MeshConfig())
     shards = sharding.batch_shards(mesh)
     if batch_size % shards:

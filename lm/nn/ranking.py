@@ -9,8 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lm.nn import heads
 from lm.nn.heads import pool
+from lm.nn.layers import Einsum
 from lm.types import Array, Batch
+
+POOLINGS = (*heads.POOLINGS, "attention")
 
 # How often a span that is made a query is taken out of its text: Lee et al. (2019),
 # https://arxiv.org/abs/1906.00300, section 9.2.
@@ -19,7 +23,7 @@ TAKEN_OUT = 0.9
 # Tokens and their segment ids, 0 where a row is padded: [B, T] each.
 Rows = tuple[Array, Array]
 
-# The logit of what may not be chosen; finite, so that its loss times 0 is 0.
+# The logit of what may not be chosen; finite, so that what comes of it times 0 is 0.
 _NEVER = -1e30
 
 
@@ -28,7 +32,9 @@ class Encoder(nn.Module):
 
     Attributes:
         backbone: A model of `lm.models`.
-        pooling: As in `lm.nn.heads.pool`.
+        pooling: As in `lm.nn.heads.pool`; or `attention`: a mean, weighted by the
+            softmax of a linear map of each state, `head` (Lin et al. 2017,
+            https://arxiv.org/abs/1703.03130, with one such map and no hidden layer).
         dropout_rate: Of the pooled states.
     """
 
@@ -41,7 +47,13 @@ class Encoder(nn.Module):
         """Maps a batch of the backbone's to vectors [B, D], float32."""
         hidden = self.backbone.hidden(batch, deterministic).astype(jnp.float32)
         segments = batch.get("segment_ids", jnp.ones(hidden.shape[:2], jnp.int32))
-        pooled = pool(hidden, segments, self.pooling)
+        if self.pooling == "attention":
+            D, stddev = hidden.shape[-1], self.backbone.config.init_stddev
+            weigh = Einsum((D,), (1,), ("embed", "outputs"), stddev=stddev, name="head")
+            scores = jnp.where(segments[:, :, None] > 0, weigh(hidden), _NEVER)
+            pooled = (jax.nn.softmax(scores, axis=1) * hidden).sum(axis=1)
+        else:
+            pooled = pool(hidden, segments, self.pooling)
         pooled = nn.Dropout(self.dropout_rate)(pooled, deterministic=deterministic)
         square = jnp.square(pooled).sum(axis=-1, keepdims=True)
         return pooled * jax.lax.rsqrt(square + 1e-12)

@@ -27,7 +27,8 @@ from lm.config import check_choice, check_range
 from lm.data.packing import BucketRows, Rows
 from lm.data.pipeline import Pieces
 from lm.metrics import Mean, Metrics
-from lm.nn.heads import POOLINGS, PooledHead
+from lm.nn import heads, ranking
+from lm.nn.heads import PooledHead
 from lm.nn.ranking import Encoder, choose, close_up, cloze, drop_tokens, may_meet
 from lm.tasks import fields, labels, scores
 from lm.tasks.base import Predictive, apply, marked, padded, sides
@@ -57,7 +58,7 @@ class Config:
         query: The field of an example that has the query.
         query_length: Q of the longest query; the rest of a longer one is cut off.
         kind: `dual` or `cross`.
-        pooling: As in `lm.nn.heads.pool`.
+        pooling: As in `lm.nn.heads.pool`; of `dual` also `attention`, a weighted mean.
         temperature: Of `dual`: what cosines are divided by to be logits.
         num_negatives: Of `cross`: K - 1 of training.
         dropout_rate: Of the pooled states.
@@ -81,7 +82,8 @@ class Config:
 
     def __post_init__(self):
         check_choice("task.kind", self.kind, KINDS)
-        check_choice("task.pooling", self.pooling, POOLINGS)
+        poolings = ranking.POOLINGS if self.kind == "dual" else heads.POOLINGS
+        check_choice("task.pooling", self.pooling, poolings)
         check_range("task.query_length", self.query_length, 3)
         check_range("task.temperature", self.temperature, 1e-3)
         check_range("task.num_negatives", self.num_negatives, 1)
@@ -164,13 +166,13 @@ class Rank(Predictive):
         queries = [self._query(example) for example in examples]
         query_ids = encode_batch([query or "" for query in queries])
         text_ids = encode_batch([example["text"] for example in examples])
-        bos = [self.tokenizer.bos_id] * (self.tokenizer.bos_id >= 0)
+        num_bos = int(self.tokenizer.bos_id >= 0)
         documents = []
         for query, ids, text in zip(queries, query_ids, text_ids):
             ids = marked(self.tokenizer, ids[: config.query_length - 2])
             tokens = marked(self.tokenizer, text[: config.text_length - 2])
             if config.kind == "cross":  # [CLS] query [SEP] text [SEP]
-                tokens = tokens[len(bos) :]
+                tokens = tokens[num_bos:]
             documents.append(
                 {"tokens": tokens, "query": ids[:0] if query is None else ids}
             )
@@ -242,8 +244,9 @@ class Rank(Predictive):
             losses = (losses + choose(logits.T, may_meet(batch), own)[0]) / 2
         else:
             number = 1 + self.config.num_negatives
-            logits, allowed = self._judge(model, params, batch, rng, number)
-            losses, right = choose(logits, allowed, jnp.zeros(len(mask), int))
+            logits, shown = self._judge(model, params, batch, rng, number)
+            own = jnp.zeros(len(mask), int)
+            losses, right = choose(logits, may_meet(batch)[shown], own)
         total = (mask * losses).sum()
         return total, {
             "loss": Mean(total, mask.sum()),
@@ -266,8 +269,9 @@ class Rank(Predictive):
                 (text, query),
             )
         if config.token_dropout_rate:
-            text = drop_tokens(*text, rngs[2], config.token_dropout_rate)
-            query = drop_tokens(*query, rngs[3], config.token_dropout_rate)
+            rate = config.token_dropout_rate
+            text = drop_tokens(text[0], text[1], rngs[2], rate)
+            query = drop_tokens(query[0], query[1], rngs[3], rate)
         names = "inputs", "segment_ids", "query_inputs", "query_segment_ids"
         return {**batch, **dict(zip(names, (*text, *query)))}
 
@@ -291,7 +295,7 @@ class Rank(Predictive):
         batch: Batch,
         rng: Array | None,
         number: int,
-    ) -> tuple[Array, Array]:
+    ) -> tuple[Array, tuple[Array, Array]]:
         """Shows every query its own text and those of the rows that follow.
 
         Args:
@@ -302,16 +306,17 @@ class Rank(Predictive):
             number: K, if the batch has as many.
 
         Returns:
-            Logits [B, K], its own text's first, and which of them count.
+            Logits [B, K], its own text's first, and the rows of the queries [B, 1]
+            and of the texts [B, K].
         """
         B = len(batch["inputs"])
         K = min(number, B)
         rows = jnp.arange(B)[:, None]
-        shown = (rows + jnp.arange(K)[None]) % B
+        others = (rows + jnp.arange(K)[None]) % B
 
         def pairs(query: Array, text: Array) -> Array:
             query = jnp.broadcast_to(query[:, None], (B, K, query.shape[1]))
-            both = jnp.concatenate([query, text[shown]], axis=-1)
+            both = jnp.concatenate([query, text[others]], axis=-1)
             return both.reshape(B * K, both.shape[-1])
 
         inputs, parts = close_up(
@@ -323,8 +328,7 @@ class Rank(Predictive):
             "segment_ids": jnp.minimum(parts, 1),
             "type_ids": jnp.maximum(parts - 1, 0),
         }
-        logits = apply(model, params, read, rng).reshape(B, K)
-        return logits, may_meet(batch)[rows, shown]
+        return apply(model, params, read, rng).reshape(B, K), (rows, others)
 
     def predict(self, model: nn.Module, params: Params, batch: Batch) -> Batch:
         """Returns vectors or scores.
@@ -344,8 +348,8 @@ class Rank(Predictive):
         if not batch["ids"].shape[1]:
             logits, _ = self._judge(model, params, batch, None, 1)
             return {"score": logits[:, 0]}
-        logits, allowed = self._judge(model, params, batch, None, CANDIDATES)
-        is_before = allowed & ~(logits < logits[:, :1])
+        logits, shown = self._judge(model, params, batch, None, CANDIDATES)
+        is_before = may_meet(batch)[shown] & ~(logits < logits[:, :1])
         return {"score": logits[:, 0], "before": is_before[:, 1:].sum(axis=1)}
 
     def decode(

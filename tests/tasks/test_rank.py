@@ -288,21 +288,17 @@ def test_the_report_shows_what_came_last_first():
     assert worst[0]["gold"] == "hot" and worst[0]["predicted"] == "z"
 
 
-def test_token_dropout_leaves_the_rest_in_order():
-    task, _, _ = make(token_dropout_rate=0.5)
+def test_noise_is_of_training_alone():
+    task, model, params = make(token_dropout_rate=0.5, cloze_rate=0.5)
+    quiet, _, _ = make()
     batch = batch_of(task, EXAMPLES)
-    dropped = jax.device_get(task._drop_tokens(batch, jax.random.key(0)))
-    shares = []
-    for prefix in ("", "query_"):
-        for row in range(8):
-            before, after = (
-                b[f"{prefix}inputs"][row][b[f"{prefix}segment_ids"][row] > 0].tolist()
-                for b in (batch, dropped)
-            )
-            rest = iter(before)
-            assert after[0] == before[0] and all(token in rest for token in after)
-            shares.append((len(after) - 1) / (len(before) - 1))
-    assert 0.3 < np.mean(shares) < 0.7
+    losses = [loss_of(t, model, params, batch)[0] for t in (task, quiet)]
+    assert losses[0] == losses[1]
+    noisy = jax.jit(task._noise)(batch, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, noisy) == jax.tree.map(jnp.shape, batch)
+    is_same = (noisy["query_inputs"] == batch["query_inputs"]).all(axis=1)
+    assert not is_same.all()
+    assert (noisy["segment_ids"].sum(axis=1) >= 1).all()
 
 
 @pytest.mark.parametrize(
@@ -310,6 +306,8 @@ def test_token_dropout_leaves_the_rest_in_order():
     [
         ({"length": 8, "query_length": 9}, "too small for task.query_length 9"),
         ({"length": 9, "query_length": 8, "kind": "cross"}, "too small"),
+        ({"kind": "cross", "cloze_rate": 0.1}, "task.cloze_rate is for task.kind=dual"),
+        ({"kind": "cross", "pooling": "attention"}, "unknown task.pooling"),
         ({"kind": "duel"}, "did you mean 'dual'"),
         ({"temperature": 0.0}, "task.temperature must be at least"),
     ],
@@ -337,7 +335,13 @@ def test_a_run_learns_to_rank(kind, tmp_path):
     )
     config = RunConfig(
         model=dataclasses.replace(model, norm_position="pre"),
-        task=Config(length=24, query_length=8, kind=kind, num_negatives=3),
+        task=Config(
+            length=24,
+            query_length=8,
+            kind=kind,
+            num_negatives=3,
+            pooling="attention" if kind == "dual" else "mean",
+        ),
         data=DataConfig(
             sources=(str(tmp_path / "{split}.jsonl"),),
             tokenizer=str(tmp_path / "bytes"),
