@@ -32,7 +32,9 @@ def get_config():
             ),
             task=chat.Config(length=256, max_new_tokens=64),
             data=DataConfig(
-                sources=("data/chat.jsonl?text=",), tokenizer="data/tokenizers/kjv"
+                sources=("data/chat.jsonl?text=",),
+                tokenizer="data/tokenizers/kjv",
+                bad_rows="skip",  # whose first answer does not fit into a row
             ),
             optim=OptimConfig(learning_rate=1e-3),
             init_from="runs/gpt_tiny",

@@ -34,7 +34,7 @@ def get_config():
                 max_len=128,
                 dropout_rate=0.1,
             ),
-            task=text_to_text.Config(length=128, targets_length=128, beam_size=4),
+            task=text_to_text.Config(length=128, targets_length=128),
             data=DataConfig(
                 sources=("tfds:debian_fr",), tokenizer="data/tokenizers/debian_fr"
             ),

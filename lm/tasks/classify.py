@@ -44,7 +44,7 @@ class Config:
         labels: The classes; () finds them in the training split.
         counts: Training examples of each class; found with them.
         thresholds: Of `several`: the least probability of each class that counts; ()
-            means 0.5. `lm.evaluate --tune-thresholds` finds them.
+            means 0.5; `lm.tasks.scores.best_thresholds` finds good ones.
         pooling: As in `lm.nn.heads.pool`.
         dropout_rate: Of the pooled states.
         class_weights: `none`, or `balanced`: classes weigh the same in total.
