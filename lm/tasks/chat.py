@@ -18,8 +18,8 @@ from lm.data.packing import FitRows, Rows, join
 from lm.data.pipeline import Pieces
 from lm.metrics import Metrics
 from lm.tasks import fields, labels, text_scores
-from lm.tasks.base import token_loss
-from lm.tasks.generative import Generative, next_token_row
+from lm.tasks.base import marked, token_loss
+from lm.tasks.generative import Generative, architecture_of, next_token_row
 from lm.text.tokenizers import Tokenizer
 from lm.types import Array, Batch, Params, UserError
 
@@ -86,7 +86,7 @@ class Chat(Generative):
             )
         self.config = config
         self.tokenizer = tokenizer
-        self._begin = np.array([tokenizer.bos_id][: tokenizer.bos_id >= 0], np.int32)
+        self._begin = marked(tokenizer)
         self._end = np.array([tokenizer.eos_id], np.int32)
         self._closing = encode_spelled(tokenizer, config.closing)
         self._opening = {
@@ -113,6 +113,19 @@ class Chat(Generative):
     def decoding(self) -> Mapping[str, Any]:
         """See `Generative`."""
         return {"max_new_tokens": self.config.max_new_tokens, "temperature": 0.0}
+
+    def build_model(self, config: Any) -> nn.Module:
+        """See `Task`.
+
+        Raises:
+            UserError: If the model is no decoder.
+        """
+        model = super().build_model(config)
+        if architecture_of(model) != "decoder":
+            raise UserError(
+                f"task chat needs a decoder, not a {config.name} model; choose gpt"
+            )
+        return model
 
     def turns_of(self, example: Mapping[str, Any]) -> list[Turn]:
         """Returns the turns of a conversation.

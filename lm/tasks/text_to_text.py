@@ -18,7 +18,7 @@ from lm.data.pipeline import Pieces
 from lm.metrics import Metrics
 from lm.tasks import fields, labels, text_scores
 from lm.tasks.base import marked, token_loss
-from lm.tasks.generative import Generative, next_token_row
+from lm.tasks.generative import Generative, architecture_of, next_token_row
 from lm.text.tokenizers import Tokenizer
 from lm.types import Array, Batch, Params, UserError
 
@@ -119,12 +119,13 @@ class TextToText(Generative):
         Raises:
             UserError: If the model has another architecture, or too few positions.
         """
-        has_encoder = hasattr(config, "encoder_layers")
-        if has_encoder == self.prefix_lm:
-            other = ARCHITECTURES[0 if self.prefix_lm else 1]
+        model = super().build_model(config)
+        fits = "decoder" if self.prefix_lm else "encoder_decoder"
+        if architecture_of(model) != fits:
             raise UserError(
-                f"a {config.name} model is no {self.config.architecture}; set "
-                f"task.architecture={other}, or choose another model"
+                f"task.architecture={self.config.architecture} is not for a "
+                f"{config.name} model; set it to encoder_decoder for t5, to prefix_lm "
+                "for gpt"
             )
         longest = self.config.length + self.config.targets_length
         if self.prefix_lm and longest > config.max_len:
@@ -132,7 +133,7 @@ class TextToText(Generative):
                 f"task.length and task.targets_length make rows of {longest} tokens, "
                 f"more than model.max_len {config.max_len}; lower them or raise it"
             )
-        return super().build_model(config)
+        return model
 
     def encode(
         self, examples: Sequence[Mapping[str, Any]]

@@ -291,3 +291,14 @@ def test_scores_are_those_of_the_answers():
     examples = [example("the cat", answer="cat", start=4)] * 2
     found = task.score(examples, [{"answer": "The cat!"}, {"answer": "dog"}])
     assert found["exact_match"] == pytest.approx(found["f1"])
+    assert found["f1"] == 0.5
+
+
+def test_the_worst_answers_are_told():
+    task = Answer(SMALL, BYTES)
+    examples = [example("the cat", answer="cat", start=4)] * 3
+    answers = [("cat", 0.9), ("the", 0.2), ("t", 0.7)]
+    made = [{"answer": text, "score": score} for text, score in answers]
+    worst = task.details(examples, made)["worst"]
+    assert [row["predicted"] for row in worst] == ["t", "the", "cat"]
+    assert worst[0]["gold"] == ["cat"] and "who?" in worst[0]["text"]

@@ -5,16 +5,17 @@ from collections import Counter
 import flax.linen as nn
 import jax
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lm.completion import Completer
+from lm.completion import Completer, Writer
 from lm.data.files import Row
 from lm.data.pipeline import Corpus
 from lm.data.store import from_documents
 from lm.decoding import Config as DecodingConfig
-from lm.models import gpt
+from lm.models import gpt, t5
 from lm.tasks.chat import ROLES, Chat, Config
 from lm.text import tokenizers
 from lm.types import UserError
@@ -159,6 +160,8 @@ def test_bad_conversations_are_named(fields, message):
 def test_mistakes_are_named():
     with pytest.raises(UserError, match="does not say who speaks; put {role} into"):
         Config(opening="user:")
+    with pytest.raises(UserError, match="chat needs a decoder, not a t5 model"):
+        TASK.build_model(t5.Config(vocab_size=264))
     with pytest.raises(UserError, match="leaves no room for a prompt of 32 tokens"):
         Chat(Config(length=50, max_new_tokens=20), BYTES)
 
@@ -200,29 +203,58 @@ def test_a_row_has_whole_conversations(seed):
     )
 
 
-def test_conversations_lose_the_same_in_any_company_and_are_continued():
+def batch_of(rows):
+    batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return batch | {"example_mask": np.ones(len(rows), np.float32)}
+
+
+def init():
+    model = TASK.build_model(MODEL)
+    batch = batch_of(rows_of(TALKS[:1]))
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), batch)["params"])
+    return model, params
+
+
+def test_conversations_lose_the_same_in_any_company():
     packed = rows_of(TALKS)
     alone = [row for talk in TALKS for row in rows_of([talk])]
     assert len(packed) < len(alone)
-    model = TASK.build_model(MODEL)
-    batches = [
-        {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        | {"example_mask": np.ones(len(rows), np.float32)}
-        for rows in (packed, alone)
-    ]
-    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), batches[0])["params"])
+    model, params = init()
     loss = jax.jit(lambda batch: TASK.loss(model, params, batch, None))
-    (total, metrics), (expected, _) = map(loss, batches)
+    (total, metrics), (expected, _) = loss(batch_of(packed)), loss(batch_of(alone))
     np.testing.assert_allclose(total, expected, rtol=1e-5)
     assert metrics["loss"].weight == sum(row["loss_mask"].sum() for row in alone)
 
-    def encode(text):
-        return TASK.prompt({"text": text})
 
-    config = DecodingConfig(max_new_tokens=2, temperature=0.0)
-    plain = Completer(model, params, BYTES, config)
-    chat = Completer(model, params, BYTES, config, encode=encode)
-    (answer,) = chat(["Why?"])
-    (same,) = plain(["<|user|>\nWhy?"])
-    assert (answer.prompt, answer.tokens) == ("Why?", same.tokens)
-    assert answer.log_prob != same.log_prob
+def test_answers_are_learned_and_given():
+    talks = [example(("user", q), ("assistant", a)) for q, a in ("ab", "cd")]
+    model, params = init()
+    batch = batch_of(rows_of(talks))
+    optimizer = optax.adam(1e-2)
+
+    @jax.jit
+    def step(params, state):
+        grads = jax.grad(lambda p: TASK.loss(model, p, batch, None)[0])(params)
+        updates, state = optimizer.update(grads, state)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for _ in range(200):
+        params, state = step(params, state)
+    found = Writer(TASK, model, BYTES, batch_size=2)(params, talks)
+    assert [(p["prediction"], p["finish_reason"]) for p in found] == [
+        ("b", "eos"),
+        ("d", "eos"),
+    ]
+    assert TASK.score(talks, found)["rouge1"] == 1
+    assert TASK.text_of(talks[0]) == "<|user|>\na\n<|assistant|>\n"
+    # A plain text is a user's turn.
+    completer = Completer(
+        model,
+        params,
+        BYTES,
+        DecodingConfig(max_new_tokens=9, temperature=0.0),
+        encode=lambda text: TASK.prompt({"text": text}),
+    )
+    assert [c.text for c in completer(["c", "a"])] == ["d", "b"]
+    assert not completer.continues

@@ -16,7 +16,7 @@ from lm.completion import Writer
 from lm.data.files import Row
 from lm.data.pipeline import Corpus
 from lm.data.store import from_documents
-from lm.models import gpt, t5
+from lm.models import bert, gpt, t5
 from lm.tasks.text_to_text import ARCHITECTURES, Config, TextToText
 from lm.text import tokenizers
 from lm.types import UserError
@@ -176,10 +176,12 @@ def test_bad_examples_are_named(example, message):
 
 
 def test_mistakes_are_named():
-    for architecture, other in (ARCHITECTURES, ARCHITECTURES[::-1]):
-        task = make(architecture)
-        with pytest.raises(UserError, match=f"set task.architecture={other}"):
-            task.build_model(MODELS[other])
+    models = {**MODELS, "encoder": bert.Config(**SIZES)}
+    for architecture in ARCHITECTURES:
+        for kind, config in models.items():
+            if kind != architecture:
+                with pytest.raises(UserError, match=f"is not for a {config.name} mod"):
+                    make(architecture).build_model(config)
     with pytest.raises(UserError, match="rows of 80 tokens, more than model.max_len"):
         make("prefix_lm", length=64).build_model(MODELS["prefix_lm"])
     with pytest.raises(UserError, match="task.kind 'sumary'; did you mean 'summary'"):
@@ -226,3 +228,13 @@ def test_short_strings_are_learned_and_predicted(architecture):
     assert metrics["accuracy"].total == metrics["accuracy"].weight
     log_prob = sum(p["log_prob"] for p in found)
     np.testing.assert_allclose(total, -log_prob, rtol=1e-2, atol=1e-2)
+
+
+def test_the_worst_translations_are_told():
+    task = make("encoder_decoder", prefix="to: ")
+    pairs = [pair for pair in PAIRS if pair["target"]]
+    made = [{"prediction": text} for text in ("BA", "olleh", "no")]
+    worst = task.details(pairs, made)["worst"]
+    assert worst[0] == {"text": "é x", "gold": "y", "predicted": "no"}
+    assert {row["text"] for row in worst[1:]} == {"ab", "hello"}
+    assert task.score(pairs, made)["chrf"] > task.score(pairs, made[::-1])["chrf"]
