@@ -134,11 +134,20 @@ class Evaluator:
             name: The metric's.
             params: Shapes are enough.
         """
-        metrics, outputs = jax.eval_shape(self._step, params, self._batches.batch(0))
-        blank = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), outputs)
+        # Batches of different buckets have outputs of different shapes.
+        made: dict[Any, Any] = {}
         found = _ByExample(self._batches, len(self.examples))
-        for number in range(self.num_batches):
-            found.add(number, blank)
+        metrics: metrics_lib.Metrics = {}
+        for number in range(self.num_batches if self.examples else 1):
+            batch = self._batches.batch(number)
+            shapes = tuple(value.shape for value in batch.values())
+            if shapes not in made:
+                made[shapes] = jax.eval_shape(self._step, params, batch)
+            metrics, outputs = made[shapes]
+            found.add(
+                number,
+                jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), outputs),
+            )
         names = [*metrics, *self._score(found.rows())]
         if name not in names:
             raise UserError(
