@@ -73,7 +73,7 @@ def make_config(corpus):
             "num_train_steps": 6,
             "warmup_steps": 2,
             "log_every_steps": 1,
-            "checkpoint_every_steps": 2,
+            "checkpoint_every_steps": 1000,
         }
         return Config(**values | changes)
 

@@ -58,7 +58,7 @@ def test_a_workdir_explains_itself(make_config, tmp_path):
 
 
 def test_loading_gives_the_state_that_was_saved(make_config, tmp_path):
-    config = make_config(optim=OptimConfig(ema_decay=0.5))
+    config = make_config(optim=OptimConfig(ema_decay=0.5), checkpoint_every_steps=2)
     train(config, tmp_path)
     loaded = workdir_lib.load(tmp_path)
     assert loaded.step == 6 and loaded.config == config
@@ -117,13 +117,9 @@ def wait_for(workdir, step, process):
 
 
 def test_a_run_that_is_killed_ends_bit_equal_to_one_that_is_not(start, tmp_path):
-    run = {"num_train_steps": 150, "checkpoint_every_steps": 11, "warmup_steps": 20}
+    run = {"num_train_steps": 100, "checkpoint_every_steps": 11, "warmup_steps": 20}
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    for step, sent in (
-        (25, signal.SIGKILL),
-        (60, signal.SIGKILL),
-        (90, signal.SIGTERM),
-    ):
+    for step, sent in ((25, signal.SIGKILL), (50, signal.SIGTERM)):
         process = start(killed, **run)
         wait_for(killed, step, process)
         process.send_signal(sent)
@@ -139,12 +135,12 @@ def test_a_run_that_is_killed_ends_bit_equal_to_one_that_is_not(start, tmp_path)
     out, err = process.communicate()
     assert process.returncode == 0, err
     assert f"resumed at step {stopped}" in err
-    assert json.loads(out)["step"] == 150
+    assert json.loads(out)["step"] == 100
     process = start(whole, **run)
     out_whole, err = process.communicate()
     assert process.returncode == 0, err
     assert losses_of(killed) == losses_of(whole)
-    assert sorted(losses_of(whole)) == [*range(1, 151)]
+    assert sorted(losses_of(whole)) == [*range(1, 101)]
     assert json.loads(out) == json.loads(out_whole)
 
 
@@ -303,6 +299,7 @@ def test_a_workdir_that_cannot_be_written_is_named(make_config, tmp_path):
 def test_a_run_that_diverges_stops_with_the_last_good_checkpoint(make_config, tmp_path):
     config = make_config(
         num_train_steps=40,
+        checkpoint_every_steps=2,
         optim=OptimConfig(name="sgd", learning_rate=1e30, grad_clip_norm=0.0),
         guard=GuardConfig(max_skipped=3),
         warmup_steps=0,
