@@ -20,6 +20,7 @@ from lm.data.packing import BucketRows, Rows
 from lm.data.pipeline import Pieces
 from lm.metrics import Mean, Metrics
 from lm.nn.heads import POOLINGS, PooledHead
+from lm.nn.rows import drop_tokens
 from lm.tasks import labels as labels_lib
 from lm.tasks import scores
 from lm.tasks.base import Predictive, apply, marked, padded, sides
@@ -47,6 +48,8 @@ class Config:
             means 0.5; `lm.tasks.scores.best_thresholds` finds good ones.
         pooling: As in `lm.nn.heads.pool`.
         dropout_rate: Of the pooled states.
+        token_dropout_rate: The share of tokens that training leaves out, all but the
+            first of a row (Iyyer et al. 2015, https://doi.org/10.3115/v1/P15-1162).
         class_weights: `none`, or `balanced`: classes weigh the same in total.
         label_smoothing: Share of the target that all classes divide between them
             (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567, section 7).
@@ -62,6 +65,7 @@ class Config:
     thresholds: tuple[float, ...] = ()
     pooling: str = "first"
     dropout_rate: float = 0.0
+    token_dropout_rate: float = 0.0
     class_weights: str = "none"
     label_smoothing: float = 0.0
     long_texts: str = "cut"
@@ -73,6 +77,7 @@ class Config:
         check_choice("task.long_texts", self.long_texts, ("cut", "refuse"))
         check_range("task.length", self.length, 3)
         check_range("task.dropout_rate", self.dropout_rate, 0, 1)
+        check_range("task.token_dropout_rate", self.token_dropout_rate, 0, 1)
         check_range("task.label_smoothing", self.label_smoothing, 0, 1)
         if self.kind != "one" and (
             self.label_smoothing or self.class_weights != "none"
@@ -225,6 +230,8 @@ class Classify(Predictive):
         self, model: nn.Module, params: Params, batch: Batch, rng: Array | None
     ) -> tuple[Array, Metrics]:
         """Returns the summed loss of the texts, and metrics."""
+        if rng is not None:
+            batch = self._noise(batch, jax.random.fold_in(rng, 0))
         outputs = apply(model, params, batch, rng)
         label, mask = batch["label"], batch["example_mask"]
         weight = mask
@@ -249,6 +256,18 @@ class Classify(Predictive):
         if right is not None:
             metrics["accuracy"] = Mean((mask * right).sum(), mask.sum())
         return total, metrics
+
+    def _noise(self, batch: Batch, rng: Array) -> Batch:
+        """Leaves out tokens, with their types."""
+        rate, segments = self.config.token_dropout_rate, batch["segment_ids"]
+        if not rate:
+            return batch
+        batch = dict(batch)
+        for name in ("inputs", "type_ids"):
+            if name in batch:
+                moved, left = drop_tokens(batch[name], segments, rng, rate)
+                batch |= {name: moved, "segment_ids": left}
+        return batch
 
     def _cross_entropy(self, logits: Array, label: Array) -> Array:
         log_probs = jax.nn.log_softmax(logits)

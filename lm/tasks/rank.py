@@ -29,7 +29,8 @@ from lm.data.pipeline import Pieces
 from lm.metrics import Mean, Metrics
 from lm.nn import heads, ranking
 from lm.nn.heads import PooledHead
-from lm.nn.ranking import Encoder, choose, close_up, cloze, drop_tokens, may_meet
+from lm.nn.ranking import Encoder, choose, may_meet
+from lm.nn.rows import close_up, cloze, drop_tokens
 from lm.tasks import fields, labels, scores
 from lm.tasks.base import Predictive, apply, marked, padded, sides
 from lm.tasks.pair import encode_checked

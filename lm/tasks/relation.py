@@ -43,6 +43,11 @@ class Config(classify.Config):
     head: str = "head"
     tail: str = "tail"
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.token_dropout_rate:
+            raise UserError("task.token_dropout_rate is not for task.name=relation")
+
 
 @dataclass(frozen=True)
 class Relation(Classify):

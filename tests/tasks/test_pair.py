@@ -92,6 +92,32 @@ def test_predicting_takes_any_texts(a, b):
     assert (features["segment_ids"] > 0).sum() == len(document["tokens"]) <= 16
 
 
+def test_training_leaves_out_tokens_with_their_types():
+    task = make_pairs(length=16, token_dropout_rate=0.5)
+    rows = [task.features([(None, d)], (16,), None) for d in task.encode(PAIRS)]
+    batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    batch["example_mask"] = np.ones(2, np.float32)
+    batch["inputs"] = np.arange(32).reshape(2, 16)
+
+    class Model:
+        def apply(self, params, batch, **_):
+            self.seen = batch
+            return np.zeros((2, 2), np.float32)
+
+    model = Model()
+    task.loss(model, {}, batch, None)
+    assert model.seen is batch
+    task.loss(model, {}, batch, jax.random.key(0))
+    left = np.array(model.seen["segment_ids"], bool)
+    assert 2 < left.sum() < batch["segment_ids"].sum() and left[:, 0].all()
+    tokens = np.array(model.seen["inputs"])[left]
+    assert len({*tokens}) == len(tokens)
+    for name in ("segment_ids", "type_ids"):
+        np.testing.assert_array_equal(
+            np.array(model.seen[name])[left], batch[name].ravel()[tokens]
+        )
+
+
 def test_a_small_model_learns_what_depends_on_both_texts():
     rng = np.random.default_rng(0)
     words = ["red", "blue"]
