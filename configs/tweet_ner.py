@@ -47,7 +47,7 @@ def get_config():
             ),
             optim=OptimConfig(learning_rate=2e-3),
             eval=EvalConfig(patience=5),
-            checkpoint=CheckpointConfig(best_metric="f1", best_mode="max"),
+            checkpoint=CheckpointConfig(best_metric="f1_micro", best_mode="max"),
             batch_size=16,
             num_train_steps=600,
             warmup_steps=40,

@@ -46,7 +46,7 @@ def get_config():
                 sources=("tfds:zh_ner",), tokenizer="data/tokenizers/zh_ner"
             ),
             optim=OptimConfig(learning_rate=2e-3),
-            checkpoint=CheckpointConfig(best_metric="f1", best_mode="max"),
+            checkpoint=CheckpointConfig(best_metric="f1_micro", best_mode="max"),
             batch_size=24,
             num_train_steps=1600,
             warmup_steps=100,

@@ -13,6 +13,10 @@ Of a model that predicts, `report-SPLIT.html` and `.json` in the workdir have sc
 with 95% intervals, the worst examples and what there is to know of the run. Examples
 whose text is in the training split are looked for first and left out of the scores.
 
+With --tune-thresholds the least probability of each class that counts, where several
+may be right, becomes the one with the best F1 on this split. The workdir keeps them;
+score another split with them.
+
 The checkpoint is the best one of a run that has `eval.patience`, else the latest.
 """
 
@@ -48,6 +52,9 @@ parser.add_argument("--batch-size", type=int, default=0, help="rows at a time")
 parser.add_argument("--max-batches", type=int, default=0, help="0: the whole split")
 parser.add_argument(
     "--keep-seen", action="store_true", help="score texts of the training split, too"
+)
+parser.add_argument(
+    "--tune-thresholds", action="store_true", help="find and keep them; no report"
 )
 
 # Resampling the examples may take this long, and so many times it is done at most.
@@ -85,6 +92,8 @@ def main(args: Namespace) -> dict[str, Any]:
             f"--batch-size {batch_size} does not divide over {shards} devices"
         )
     split = args.split or data.eval_split
+    if args.tune_thresholds and getattr(config.task, "kind", "") != "several":
+        raise UserError("--tune-thresholds is for tasks with task.kind=several")
     evaluator = Evaluator(
         task,
         loaded.tokenizer,
@@ -97,13 +106,16 @@ def main(args: Namespace) -> dict[str, Any]:
         seed=config.seed,
     )
     predicts = isinstance(task, Predictive | Generative)
-    examples, overlap = evaluator.examples, {}
+    examples, kinds, overlap = evaluator.examples, [], {}
     if isinstance(task, Generative):
         limit = args.max_batches * batch_size
         examples, _ = read_examples(task, data, split, limit)
     if predicts and not args.keep_seen:
-        is_new, overlap = _find_seen(task, examples, config.data, split)
-        examples = list(itertools.compress(examples, is_new))
+        kinds, overlap = _find_seen(task, examples, config.data, split)
+        is_new = [kind != "exact" for kind in kinds]
+        examples, kinds = (
+            list(itertools.compress(items, is_new)) for items in (examples, kinds)
+        )
         if isinstance(task, Predictive):
             evaluator.keep(is_new)
     with sharding.use(mesh, sharding.MeshConfig()):
@@ -116,18 +128,46 @@ def main(args: Namespace) -> dict[str, Any]:
     print(f"{args.workdir} at step {loaded.step}, {split}:")
     for name, value in values.items():
         print(f"  {name:<18} {value:.4f}")
-    if predicts:
-        report = _report(args, loaded, split, examples, predictions) | overlap
+    if args.tune_thresholds:
+        values = _tune(Path(args.workdir), config, task, examples, predictions)
+    elif predicts:
+        far = [index for index, kind in enumerate(kinds) if kind != "near"]
+        if 0 < len(far) < len(kinds):
+            pairs = [(examples[i], predictions[i]) for i in far]
+            overlap["scores_without"] = task.score(*zip(*pairs))
+        report = _report(args, loaded, split, examples, predictions)
+        report |= {"overlap": overlap} if overlap else {}
         page = scorecard.write(report, Path(args.workdir), f"report-{split}")
         print(f"report: {page}")
     named = {f"eval/{split}/{name}": value for name, value in values.items()}
     return {"step": loaded.step, **named}
 
 
+def _tune(
+    workdir: Path, config: Any, task: Any, examples: Sequence[Any], predictions: Any
+) -> dict[str, float]:
+    """Finds thresholds and keeps them; returns scores on what they were found on."""
+    from lm.tasks import build_task
+    from lm.train.workdir import save_config
+
+    tuned = task.tuned(examples, predictions)
+    save_config(workdir, dataclasses.replace(config, task=tuned))
+    print("with the thresholds that are best here, kept in config.json:")
+    for name, threshold in zip(tuned.labels, tuned.thresholds):
+        print(f"  {name:<18} {threshold:.4f}")
+    values = build_task(tuned, task.tokenizer).score(examples, predictions)
+    for name, value in values.items():
+        print(f"  {name:<18} {value:.4f}")
+    return values
+
+
 def _find_seen(
     task: Any, examples: Sequence[Any], data: Any, split: str
-) -> tuple[list[bool], dict[str, Any]]:
-    """Tells which examples are not in the training split, and of those that are.
+) -> tuple[list[str], dict[str, Any]]:
+    """Compares examples with the training split.
+
+    Returns:
+        What each is there: `exact`, `near` or nothing; and what a report says of it.
 
     Raises:
         UserError: If all are.
@@ -144,16 +184,18 @@ def _find_seen(
 
     texts = [task.text_of(example) for example in examples]
     found = find_overlap(train(), texts)
-    exact = {overlap.index for overlap in found if overlap.kind == "exact"}
-    near = [overlap for overlap in found if overlap.kind == "near"]
-    if len(exact) == len(texts):
+    kinds = [""] * len(texts)
+    for overlap in found:
+        kinds[overlap.index] = overlap.kind
+    exact, near = kinds.count("exact"), kinds.count("near")
+    if exact == len(texts):
         raise UserError(
             f"every text of {split} is in {data.train_split}, which was trained on; "
             "choose another --split, or set --keep-seen"
         )
     print(
-        f"of {len(texts):,} texts {len(exact):,} are in {data.train_split} and left "
-        f"out, {len(near):,} resemble one there"
+        f"of {len(texts):,} texts {exact:,} are in {data.train_split} and left out, "
+        f"{near:,} resemble one there"
     )
     samples = [
         {
@@ -161,16 +203,16 @@ def _find_seen(
             "train_text": overlap.train_text,
             "similarity": overlap.similarity,
         }
-        for overlap in near[:SAMPLES]
+        for overlap in [overlap for overlap in found if overlap.kind == "near"][
+            :SAMPLES
+        ]
     ]
-    return [index not in exact for index in range(len(texts))], {
-        "overlap": {
-            "exact": len(exact),
-            "near": len(near),
-            "left_out": len(exact),
-            "checked_against": data.train_split,
-            "samples": samples,
-        }
+    return kinds, {
+        "exact": exact,
+        "near": near,
+        "left_out": exact,
+        "checked_against": data.train_split,
+        "samples": samples,
     }
 
 

@@ -26,6 +26,8 @@ not drawn.
                       positive rates
     seeds             {"values": {seed: value}, "mean", "low", "high"}: the headline
                       score of several runs, and the 95% interval of its mean
+    runs              [{"name", "scores": {name: value}}], where `scores` are the means
+                      of several
     worst             [{"text", "gold", "predicted", "probability", "loss"}], the worst
                       first; `gold` and `predicted` are texts, lists of texts or
                       numbers; `probability` is the one given to `predicted`; all but
@@ -268,6 +270,19 @@ def _seeds(report: Report) -> str:
     )
 
 
+def _runs(report: Report) -> str:
+    """A column for each run."""
+    if not (runs := report.get("runs")):
+        return ""
+    head = ["", *(escaped(run["name"]) for run in runs)]
+    names = dict.fromkeys(name for run in runs for name in run["scores"])
+    rows = (
+        [escaped(name), *(number(run["scores"].get(name)) for run in runs)]
+        for name in names
+    )
+    return f"<div class=wide>{table('scores', head, rows)}</div>"
+
+
 def _curves(report: Report) -> str:
     """A chart of the losses, one of what goes from 0 to 1, one of each other value."""
     groups: dict[str, dict[str, list]] = {}
@@ -457,6 +472,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 SECTIONS = (
     ("Scores", _scores),
     ("Seeds", _seeds),
+    ("Runs", _runs),
     ("Labels", _per_class),
     ("Confusion", _confusion),
     ("Probabilities", _probabilities),

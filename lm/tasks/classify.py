@@ -45,7 +45,7 @@ class Config:
         labels: The classes; () finds them in the training split.
         counts: Training examples of each class; found with them.
         thresholds: Of `several`: the least probability of each class that counts; ()
-            means 0.5; `lm.tasks.scores.best_thresholds` finds good ones.
+            means 0.5; `lm.evaluate --tune-thresholds` finds good ones.
         pooling: As in `lm.nn.heads.pool`.
         dropout_rate: Of the pooled states.
         token_dropout_rate: The share of tokens that training leaves out, all but the
@@ -111,6 +111,11 @@ class Classify(Predictive):
             return config
         labels_of = functools.partial(Classify.labels_of, config)
         labels, counts = labels_lib.find(examples, labels_of, config.labels, skip)
+        if len(config.thresholds) not in (0, len(labels)):
+            raise UserError(
+                f"task.thresholds has {len(config.thresholds)} numbers, but there are "
+                f"{len(labels)} labels; give one for each, or none"
+            )
         return dataclasses.replace(config, labels=labels, counts=counts)
 
     @staticmethod
@@ -350,6 +355,15 @@ class Classify(Predictive):
             for i in worst
         ]
         return sections
+
+    def tuned(
+        self,
+        examples: Sequence[Mapping[str, Any]],
+        predictions: Sequence[Mapping[str, Any]],
+    ) -> Config:
+        """Returns the config with the best thresholds of `several` on some examples."""
+        found = scores.best_thresholds(*self._arrays(examples, predictions))
+        return dataclasses.replace(self.config, thresholds=tuple(found.tolist()))
 
     @functools.cached_property
     def _thresholds(self) -> np.ndarray:

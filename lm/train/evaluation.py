@@ -148,7 +148,7 @@ class Evaluator:
                 number,
                 jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), outputs),
             )
-        names = [*metrics, *self._score(found.rows())]
+        names = {*metrics, *self._score(found.rows())}
         if name not in names:
             raise UserError(
                 f"checkpoint.best_metric {name!r} is no metric of this task"

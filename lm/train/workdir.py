@@ -98,6 +98,16 @@ def prepare(workdir: Path, config: Config) -> tuple[Config, Tokenizer]:
     return config, tokenizer
 
 
+def save_config(workdir: Path, config: Config) -> None:
+    """Replaces the config of a workdir in which no other process trains.
+
+    Raises:
+        UserError: If one does, or the folder cannot be written.
+    """
+    with alone(workdir), _writes(workdir):
+        _write(workdir / "config.json", as_json(config))
+
+
 def as_json(config: Config) -> dict[str, Any]:
     """Returns a config as `config.json` has it."""
     return json.loads(json.dumps(dataclasses.asdict(config)))

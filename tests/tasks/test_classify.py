@@ -164,6 +164,19 @@ def test_thresholds_decide_on_several_labels():
     assert Classify(config, BYTES).decode({}, [output])["labels"] == ["a"]
 
 
+def test_tuned_thresholds_count_what_is_right():
+    labels = [["a"], ["a", "b"], ["b"], []]
+    examples = [{"text": "x", "label": label} for label in labels]
+    task = make(examples, kind="several")
+    found = [(0.3, 0.1), (0.2, 0.9), (0.1, 0.8), (0.1, 0.7)]
+    predictions = [{"probabilities": dict(zip("ab", row))} for row in found]
+    config = task.tuned(examples, predictions)
+    assert config.thresholds == pytest.approx((0.15, 0.75))
+    assert Classify(config, BYTES).score(examples, predictions)["f1_macro"] == 1
+    with pytest.raises(UserError, match="has 1 numbers, but there are 2 labels"):
+        make(examples, kind="several", thresholds=(0.5,))
+
+
 @given(st.text(max_size=80))
 def test_predicting_takes_any_text(text):
     task = make()

@@ -273,3 +273,47 @@ def test_texts_of_the_training_split_are_not_scored(
     assert "Traceback" not in page and "accuracy" in page
     kept = run(evaluate, "--split=train", "--keep-seen", workdir=tmp_path)
     assert "eval/train/accuracy" in kept
+
+
+def test_scores_are_also_given_without_what_resembles_a_training_text(
+    make_labelled, tmp_path, labelled, monkeypatch
+):
+    monkeypatch.setattr(evaluate, "RESAMPLES", (20, 20))
+    config = make_labelled(num_train_steps=1, warmup_steps=0)
+    long = "red " + " ".join(f"word{i}" for i in range(40))
+    for split, text in (("train", long), ("test", long + " more")):
+        lines = (labelled / f"{split}.jsonl").read_text()
+        line = json.dumps({"text": text, "label": "red"})
+        (tmp_path / f"{split}.jsonl").write_text(f"{lines}{line}\n")
+    data = dataclasses.replace(
+        config.data, sources=(f"{tmp_path}/{{split}}.jsonl",), eval_split="test"
+    )
+    train(dataclasses.replace(config, data=data), tmp_path / "run")
+    run(evaluate, "--split=test", workdir=tmp_path / "run")
+    report = json.loads((tmp_path / "run/report-test.json").read_text())
+    assert report["examples"] == 25 and report["overlap"]["near"] == 1
+    accuracy = next(row for row in report["scores"] if row["name"] == "accuracy")
+    right = accuracy["value"] * 25
+    without = report["overlap"]["scores_without"]["accuracy"] * 24
+    assert round(right - without, 6) in (0, 1)
+
+
+def test_thresholds_are_tuned_and_kept(make_labelled, tmp_path):
+    task = classify.Config(length=32, pooling="mean", kind="several")
+    config = make_labelled(task=task, num_train_steps=4)
+    train(config, tmp_path)
+    before = run(evaluate, "--keep-seen", workdir=tmp_path)
+    after = run(evaluate, "--tune-thresholds", workdir=tmp_path)
+    name = "eval/validation/f1_macro"
+    assert after[name] > before[name]
+    thresholds = workdir_lib.load_config(tmp_path).task.thresholds
+    assert len(thresholds) == 3
+    # The run goes on with them.
+    train(dataclasses.replace(config, num_train_steps=5), tmp_path)
+    assert workdir_lib.load_config(tmp_path).task.thresholds == thresholds
+
+
+def test_a_task_without_thresholds_says_so(make_labelled, tmp_path):
+    train(make_labelled(num_train_steps=1, warmup_steps=0), tmp_path)
+    with pytest.raises(UserError, match="--tune-thresholds is for tasks with task.kin"):
+        run(evaluate, "--tune-thresholds", workdir=tmp_path)
