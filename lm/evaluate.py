@@ -113,9 +113,8 @@ def main(args: Namespace) -> dict[str, Any]:
     if predicts and not args.keep_seen:
         kinds, overlap = _find_seen(task, examples, config.data, split)
         is_new = [kind != "exact" for kind in kinds]
-        examples, kinds = (
-            list(itertools.compress(items, is_new)) for items in (examples, kinds)
-        )
+        examples = list(itertools.compress(examples, is_new))
+        kinds = list(itertools.compress(kinds, is_new))
         if isinstance(task, Predictive):
             evaluator.keep(is_new)
     with sharding.use(mesh, sharding.MeshConfig()):
@@ -131,12 +130,10 @@ def main(args: Namespace) -> dict[str, Any]:
     if args.tune_thresholds:
         values = _tune(Path(args.workdir), config, task, examples, predictions)
     elif predicts:
-        far = [index for index, kind in enumerate(kinds) if kind != "near"]
-        if 0 < len(far) < len(kinds):
-            pairs = [(examples[i], predictions[i]) for i in far]
-            overlap["scores_without"] = task.score(*zip(*pairs))
         report = _report(args, loaded, split, examples, predictions)
-        report |= {"overlap": overlap} if overlap else {}
+        if overlap:
+            without = _without_near(task, examples, predictions, kinds)
+            report["overlap"] = {**overlap, **without}
         page = scorecard.write(report, Path(args.workdir), f"report-{split}")
         print(f"report: {page}")
     named = {f"eval/{split}/{name}": value for name, value in values.items()}
@@ -155,7 +152,8 @@ def _tune(
     print("with the thresholds that are best here, kept in config.json:")
     for name, threshold in zip(tuned.labels, tuned.thresholds):
         print(f"  {name:<18} {threshold:.4f}")
-    values = build_task(tuned, task.tokenizer).score(examples, predictions)
+    tuned_task: Any = build_task(tuned, task.tokenizer)
+    values = tuned_task.score(examples, predictions)
     for name, value in values.items():
         print(f"  {name:<18} {value:.4f}")
     return values
@@ -214,6 +212,17 @@ def _find_seen(
         "checked_against": data.train_split,
         "samples": samples,
     }
+
+
+def _without_near(
+    task: Any, examples: Sequence[Any], predictions: Sequence[Any], kinds: Sequence[str]
+) -> dict[str, Any]:
+    """Scores the examples that do not resemble one of training, if others do."""
+    far = [index for index, kind in enumerate(kinds) if kind != "near"]
+    if not 0 < len(far) < len(kinds):
+        return {}
+    pairs = [(examples[index], predictions[index]) for index in far]
+    return {"scores_without": task.score(*zip(*pairs))}
 
 
 def _report(

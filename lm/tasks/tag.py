@@ -22,7 +22,7 @@ from lm.data.pipeline import Pieces
 from lm.metrics import Mean, Metrics
 from lm.nn.heads import TokenHead
 from lm.tasks import labels as labels_lib
-from lm.tasks import text_scores
+from lm.tasks import scores, text_scores
 from lm.tasks.base import Predictive, apply, marked, sides
 from lm.text.tokenizers import Tokenizer
 from lm.types import Array, Batch, Params, UserError
@@ -30,6 +30,9 @@ from lm.types import Array, Batch, Params, UserError
 # What tags look like: B-egins, I-nside or E-nds an entity of some type, or is a
 # S-ingle word of one, or O-utside.
 SCHEMES = {"none": ".+", "bio": "O|[BI]-.+", "bioes": "O|[BIES]-.+"}
+
+# Texts with the most mistakes that a report shows.
+WORST = 20
 
 
 @dataclass(frozen=True)
@@ -305,10 +308,56 @@ class Tag(Predictive):
         examples: Sequence[Mapping[str, Any]],
         predictions: Sequence[Mapping[str, Any]],
     ) -> dict[str, float]:
-        """See `Predictive`; `lm.tasks.scores` has the details."""
+        """See `Predictive`; `lm.tasks.text_scores` has the details."""
+        return text_scores.tagging(
+            *self._tags(examples, predictions), self.config.scheme
+        )
+
+    def details(
+        self,
+        examples: Sequence[Mapping[str, Any]],
+        predictions: Sequence[Mapping[str, Any]],
+    ) -> dict[str, Any]:
+        """Returns scores of each class, mistaken ones, and texts of most mistakes."""
+        gold, predicted = self._tags(examples, predictions)
+        right, made, names = text_scores.outcomes(gold, predicted, self.config.scheme)
+        places = [np.flatnonzero(np.array(a) != b) for a, b in zip(gold, predicted)]
+        worst = sorted(range(len(places)), key=lambda i: -len(places[i]))[:WORST]
+        per_class = scores.per_class(right, made, names)
+        if self.config.scheme != "none":
+            # Of an entity that a side lacks the class is -1: the last.
+            names = [*names, "no entity"]
+            right, made = right % len(names), made % len(names)
+        matrix = scores.confusion(right, made, names)
+        return {
+            "per_class": per_class,
+            "confusion": {"labels": names, "matrix": matrix},
+            "worst": [
+                {
+                    "text": self.text_of(examples[i]),
+                    "gold": self._tagged(examples[i], gold[i], places[i]),
+                    "predicted": self._tagged(examples[i], predicted[i], places[i]),
+                }
+                for i in worst
+                if len(places[i])
+            ],
+        }
+
+    def _tagged(
+        self, example: Mapping[str, Any], tags: Sequence[str], places: np.ndarray
+    ) -> list[str]:
+        """Returns `word/tag` of some words."""
+        words = self.words_of(example)
+        return [f"{words[place]}/{tags[place]}" for place in places]
+
+    def _tags(
+        self,
+        examples: Sequence[Mapping[str, Any]],
+        predictions: Sequence[Mapping[str, Any]],
+    ) -> tuple[list[Sequence[str]], list[Sequence[str]]]:
+        """Returns the tags of each text that are right, and those predicted."""
         gold = [self.labels_of(self.config, example) for example in examples]
-        predicted = [prediction["tags"] for prediction in predictions]
-        return text_scores.tagging(gold, predicted, self.config.scheme)
+        return gold, [prediction["tags"] for prediction in predictions]
 
 
 _NO_IDS = np.zeros(0, np.int32)

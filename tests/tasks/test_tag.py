@@ -248,6 +248,26 @@ def test_smoothing_mixes_in_the_uniform_distribution():
     np.testing.assert_allclose(objective, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("scheme", ["none", "bio"])
+def test_a_report_has_classes_and_the_texts_of_most_mistakes(scheme):
+    examples = [
+        row(words=["a", "b", "c"], tags=["B-X", "I-X", "O"]),
+        row(words=["d", "e"], tags=["B-Y", "O"]),
+    ]
+    task = make(examples, scheme=scheme)
+    tags = [["B-X", "I-X", "O"], ["O", "B-X"]]
+    found = task.details(examples, [{"tags": some} for some in tags])
+    (worst,) = found["worst"]
+    assert worst["gold"] == ["d/B-Y", "e/O"] and worst["predicted"] == ["d/O", "e/B-X"]
+    classes = {line["label"]: line for line in found["per_class"]}
+    assert classes["X" if scheme == "bio" else "B-X"]["precision"] == 0.5
+    matrix = dict(zip(found["confusion"]["labels"], found["confusion"]["matrix"]))
+    if scheme == "bio":  # X, Y, no entity
+        assert matrix == {"X": [1, 0, 0], "Y": [0, 0, 1], "no entity": [1, 0, 0]}
+    else:  # B-X, B-Y, I-X, O
+        assert matrix["O"] == [1, 0, 0, 1] and matrix["B-Y"] == [0, 0, 0, 1]
+
+
 @pytest.mark.parametrize("separator, text", [(" ", "b c"), ("", "bc")])
 def test_entities_have_their_text(separator, text):
     examples = [{"words": list("abcd"), "tags": ["O", "B-X", "I-X", "O"]}]
