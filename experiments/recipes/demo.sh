@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The whole pipeline on real text, in minutes on a CPU: fetch, tokenise, pretrain a GPT
-# and a BERT, kill and resume, evaluate, generate. `make demo` installs and runs it.
+# and a BERT, kill and resume, evaluate, generate, fine-tune the BERT. `make demo`
+# installs and runs it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=.venv/bin/python
@@ -45,11 +46,25 @@ for prompt in "In the beginning" "And Jesus said unto them,"; do
     --temperature=0.8 --top-p=0.95 --max-new-tokens=60
 done
 
+say "Fine-tune the BERT: the topic of a news article, one of five"
+"$python" -m tools.fetch_data bbc
+"$python" -m lm.train --config=configs/bbc.py --workdir="$demo/classifier" \
+  --config.init_from="$demo/bert" --config.data.tokenizer="$tokenizer" \
+  --config.task.length=128 --config.optim.learning_rate=1e-3 \
+  --config.num_train_steps=240 --config.eval_every_steps=60
+
+say "Evaluate it, beside a linear model of tf-idf, and predict"
+"$python" -m experiments.baseline --workdir="$demo/classifier" --split=test
+"$python" -m lm.evaluate --workdir="$demo/classifier" --split=test
+"$python" -m lm.predict --workdir="$demo/classifier" \
+  --text="The striker scored twice, and the match ended in a draw."
+
 say "What was made"
-"$python" -m tools.inspect "$demo/gpt" "$demo/bert"
+"$python" -m tools.inspect "$demo/gpt" "$demo/bert" "$demo/classifier"
 cat <<END
 
 Where to look next:
+  $demo/classifier/report-test.html     scores, intervals, mistakes: open it in a browser
   $demo/*/metrics.jsonl     every number of the runs, a JSON object a line
   .venv/bin/tensorboard --logdir=$demo
   .venv/bin/python -m lm.generate --workdir=$demo/gpt      type a prompt
