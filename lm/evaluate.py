@@ -29,7 +29,7 @@ import shlex
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +125,7 @@ def main(args: Namespace) -> dict[str, Any]:
         predictions = write(loaded.params, examples, cli.progress)
         values |= task.score(examples, predictions)
     print(f"{args.workdir} at step {loaded.step}, {split}:")
-    for name, value in values.items():
-        print(f"  {name:<18} {value:.4f}")
+    _show(values)
     if args.tune_thresholds:
         values = _tune(Path(args.workdir), config, task, examples, predictions)
     elif predicts:
@@ -140,6 +139,12 @@ def main(args: Namespace) -> dict[str, Any]:
     return {"step": loaded.step, **named}
 
 
+def _show(values: Mapping[str, float]) -> None:
+    """Prints one number a line."""
+    for name, value in values.items():
+        print(f"  {name:<18} {value:.4f}")
+
+
 def _tune(
     workdir: Path, config: Any, task: Any, examples: Sequence[Any], predictions: Any
 ) -> dict[str, float]:
@@ -150,12 +155,10 @@ def _tune(
     tuned = task.tuned(examples, predictions)
     save_config(workdir, dataclasses.replace(config, task=tuned))
     print("with the thresholds that are best here, kept in config.json:")
-    for name, threshold in zip(tuned.labels, tuned.thresholds):
-        print(f"  {name:<18} {threshold:.4f}")
+    _show(dict(zip(tuned.labels, tuned.thresholds)))
     tuned_task: Any = build_task(tuned, task.tokenizer)
     values = tuned_task.score(examples, predictions)
-    for name, value in values.items():
-        print(f"  {name:<18} {value:.4f}")
+    _show(values)
     return values
 
 
@@ -201,9 +204,9 @@ def _find_seen(
             "train_text": overlap.train_text,
             "similarity": overlap.similarity,
         }
-        for overlap in [overlap for overlap in found if overlap.kind == "near"][
-            :SAMPLES
-        ]
+        for overlap in itertools.islice(
+            (overlap for overlap in found if overlap.kind == "near"), SAMPLES
+        )
     ]
     return kinds, {
         "exact": exact,
