@@ -1,14 +1,16 @@
-"""Teaches the small decoder of configs/gpt_tiny.py to converse.
+"""Teaches the small decoder of configs/gpt_tiny.py to converse, as in Shakespeare.
 
-Data is one's own: data/chat.jsonl has a conversation a line, such as
-{"messages": [{"role": "user", "content": "Hello"},
-{"role": "assistant", "content": "Hi"}]}. `?text=` says that a line has no `text`.
+What two speak by turns in his plays; the loss is on the second's turns alone.
 
     python -m lm.train --config=configs/gpt_tiny.py --workdir=runs/gpt_tiny
+    python -m tools.fetch_data dialogues
     python -m lm.train --config=configs/chat_tiny.py --workdir=runs/chat_tiny
-    python -m lm.generate --workdir=runs/chat_tiny --temperature=0
+    python -m lm.evaluate --workdir=runs/chat_tiny --split=test
+    python -m lm.generate --workdir=runs/chat_tiny --temperature=0.8
 
-Not trained to its end here yet.
+Your own conversations are JSON lines, one each: {"messages": [{"role": "user",
+"content": "Hello"}, {"role": "assistant", "content": "Hi"}]}, read by
+--config.data.sources='my/*.jsonl?text=' (which says that they have no `text`).
 """
 
 from lm.config import to_config_dict
@@ -32,7 +34,7 @@ def get_config():
             ),
             task=chat.Config(length=256, max_new_tokens=64),
             data=DataConfig(
-                sources=("data/chat.jsonl?text=",),
+                sources=("tfds:dialogues",),
                 tokenizer="data/tokenizers/kjv",
                 bad_rows="skip",  # whose first answer does not fit into a row
             ),

@@ -20,9 +20,7 @@ its report.
 
 import contextlib
 import dataclasses
-import json
 import math
-import os
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,6 +32,7 @@ import numpy as np
 from experiments.linear import MODELS, Candidate, Example, Split, targets
 from lm import cli
 from lm import config as config_lib
+from lm.atomic import write_json
 from lm.text.overlap import find_overlap
 from lm.types import UserError
 
@@ -69,7 +68,8 @@ def main(args: Namespace, overrides: list[str]) -> dict[str, Any]:
     result = fit(config, split)
     _print_scores(split, result, report)
     if output:
-        _write(Path(output), result)
+        write_json(Path(output), result)
+        print(f"wrote {output}")
     return result
 
 
@@ -220,17 +220,6 @@ def _print_scores(
             f"the report has {of_report:,} examples, the baseline {number:,}; they do "
             "not compare"
         )
-
-
-def _write(path: Path, result: Mapping[str, Any]) -> None:
-    """Writes JSON; a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from experiments import folds as folds_lib
 from experiments.folds import Example, Fold
 from lm import cli, scorecard
 from lm import config as config_lib
+from lm.atomic import make_folder, write_json
 from lm.config import check_range
 from lm.types import UserError
 
@@ -241,7 +242,8 @@ def _claim(root: Path, plan: Mapping[str, Any]) -> None:
     path = root / "plan.json"
     new = json.loads(json.dumps(plan))
     if not path.exists():
-        folds_lib.write(path, json.dumps(new, indent=2) + "\n")
+        make_folder(root)
+        write_json(path, new)
     after, before = (flatten_dict(v, sep=".") for v in (new, config_lib.read(path)))
     for key in sorted(before.keys() | after.keys()):
         old, value = before.get(key), after.get(key)
@@ -293,7 +295,7 @@ def _run(part: Part, root: Path, seed: int) -> Run:
         raise UserError(f"{name}: {error}") from error
     # Each run compiles its own programs.
     jax.clear_caches()
-    folds_lib.write(path, json.dumps(found) + "\n")
+    write_json(path, found)
     return found
 
 

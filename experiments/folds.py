@@ -3,7 +3,6 @@
 import hashlib
 import itertools
 import json
-import os
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lm.atomic import make_folder, write_text
 from lm.cli import suggest
 from lm.types import UserError
 
@@ -250,18 +250,8 @@ def digest(lines: Iterable[str], folds: Iterable[Fold]) -> str:
 
 def write_texts(folder: Path, fold: Fold, lines: Sequence[str]) -> None:
     """Writes the splits of a fold as JSON lines, but for those that are there."""
+    make_folder(folder)
     for split, numbers in fold._asdict().items():
         path = folder / f"{split}.jsonl"
         if not path.exists():
-            write(path, "".join(f"{lines[i]}\n" for i in numbers))
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file; a reader sees the old one, or the new one, or none."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+            write_text(path, "".join(f"{lines[i]}\n" for i in numbers))

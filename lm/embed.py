@@ -18,7 +18,6 @@ The checkpoint is the best one of a run that has `eval.patience`, else the lates
 import contextlib
 import itertools
 import json
-import os
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from lm import cli
+from lm.atomic import replacing
 from lm.config import check_choice, check_range
 from lm.types import UserError
 
@@ -175,34 +175,28 @@ def _writer(output: str) -> Iterator[Write]:
         yield lambda lines, _: print(*map(_json, lines), sep="\n", flush=True)
         return
     path = Path(output)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shape = (0, 0)
-    try:
-        with (
-            temporary.open("wb") as file,
-            tempfile.TemporaryFile(dir=path.parent) as raw,
-            cli.Status("embedding") as status,
-        ):
+    with (
+        replacing(path) as temporary,
+        temporary.open("wb") as file,
+        tempfile.TemporaryFile(dir=path.parent) as raw,
+        cli.Status("embedding") as status,
+    ):
 
-            def write(lines: Sequence[Example], vectors: np.ndarray) -> None:
-                nonlocal shape
-                shape = (shape[0] + len(lines), vectors.shape[1])
-                if path.suffix == ".npz":
-                    raw.write(vectors.tobytes())
-                else:
-                    file.writelines(f"{_json(line)}\n".encode() for line in lines)
-                status.update(f"embedded {shape[0]:,} texts")
-
-            yield write
+        def write(lines: Sequence[Example], vectors: np.ndarray) -> None:
+            nonlocal shape
+            shape = (shape[0] + len(lines), vectors.shape[1])
             if path.suffix == ".npz":
-                raw.flush()
-                np.savez(file, vectors=np.memmap(raw, np.float32, "r", shape=shape))
-        temporary.replace(path)
-        cli.say(f"wrote {shape[0]:,} texts to {path}")
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+                raw.write(vectors.tobytes())
+            else:
+                file.writelines(f"{_json(line)}\n".encode() for line in lines)
+            status.update(f"embedded {shape[0]:,} texts")
+
+        yield write
+        if path.suffix == ".npz":
+            raw.flush()
+            np.savez(file, vectors=np.memmap(raw, np.float32, "r", shape=shape))
+    cli.say(f"wrote {shape[0]:,} texts to {path}")
 
 
 def _json(line: Example) -> str:

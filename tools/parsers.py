@@ -53,6 +53,57 @@ def parse_plays(members: Members) -> Iterator[Row]:
         yield {"text": text, "title": Path(path).stem, "genre": Path(path).parent.name}
 
 
+def parse_dialogues(members: Members) -> Iterator[Row]:
+    r"""Yields what two speak by turns in a scene of a play; the second is to be learnt.
+
+    >>> play = b"**A**  \nWho\nis it?\n\n_Enter B_\n\n**B**  \nI.\n\n**C**  \nHe.\n"
+    >>> next(parse_dialogues([("plays/comedies/x.md", play)]))
+    {'text': 'Who is it?\nI.',
+     'messages': [{'role': 'user', 'content': 'Who is it?'},
+                  {'role': 'assistant', 'content': 'I.'}],
+     'title': 'x'}
+    """
+    for path, data in members:
+        text = re.sub(r"\\(.)", r"\1", data.decode())
+        # Directions are in italics or in brackets, and may go on over lines.
+        italics = r"^([_*])(?!\*)(?:.|\n(?!\n))+?\1 *$"
+        text = re.sub(rf"_*\[[^\]]*\]_*|{italics}", "", text, flags=re.M)
+        for scene in re.split(r"^#.*$", text, flags=re.M):
+            _, *parts = re.split(r"^\*\*(.+?)\*\* *$", scene, flags=re.M)
+            speeches = [" ".join(re.findall(r"[^\s*]+", s)) for s in parts[1::2]]
+            for turns in _exchanges(list(zip(parts[::2], speeches))):
+                roles = itertools.cycle(["user", "assistant"])
+                yield {
+                    "text": "\n".join(turns),
+                    "messages": [
+                        {"role": role, "content": turn}
+                        for role, turn in zip(roles, turns)
+                    ],
+                    "title": Path(path).stem,
+                }
+
+
+def _exchanges(speeches: list[tuple[str, str]]) -> Iterator[list[str]]:
+    """Yields speeches of the same two by turns, an even number each time.
+
+    >>> speeches = [("A", "a"), ("B", "b"), ("A", "c"), ("C", "d"), ("A", "e")]
+    >>> list(_exchanges(speeches))
+    [['a', 'b'], ['d', 'e']]
+    """
+    start = 0
+    while start + 1 < len(speeches):
+        pair = [speaker for speaker, _ in speeches[start : start + 2]]
+        stop = start
+        while stop < len(speeches) and speeches[stop][0] == pair[(stop - start) % 2]:
+            stop += 1
+        turns = [said for _, said in speeches[start:stop]]
+        if len(turns) % 2:
+            turns.pop()
+        if len(set(pair)) == 2 and all(turns):
+            yield turns
+        start = stop
+
+
 def parse_wiki(members: Members) -> Iterator[Row]:
     """Yields the leads of articles."""
     for _, data in members:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lm import cli
 from lm import metrics as metrics_lib
+from lm.atomic import write_text
 from lm.train.evaluation import add
 from lm.types import UserError
 
@@ -71,9 +72,7 @@ def _forget_after(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (json.JSONDecodeError, KeyError, TypeError):
             continue  # the half line of a killed process
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    write_text(path, "".join(kept))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from lm import config as config_lib
 from lm import sharding
 from lm.adapt import lora
+from lm.atomic import write_json
 from lm.tasks import Task, build_task
 from lm.text import tokenizers
 from lm.text.tokenizers import Tokenizer
@@ -93,8 +94,8 @@ def prepare(workdir: Path, config: Config) -> tuple[Config, Tokenizer]:
         with _writes(workdir):
             if is_new:
                 tokenizer.save(workdir / "tokenizer", overwrite=True)
-            _write(workdir / "versions.json", versions())
-            _write(path, as_json(config))
+            write_json(workdir / "versions.json", versions())
+            write_json(path, as_json(config))
     return config, tokenizer
 
 
@@ -105,7 +106,7 @@ def save_config(workdir: Path, config: Config) -> None:
         UserError: If one does, or the folder cannot be written.
     """
     with alone(workdir), _writes(workdir):
-        _write(workdir / "config.json", as_json(config))
+        write_json(workdir / "config.json", as_json(config))
 
 
 def as_json(config: Config) -> dict[str, Any]:
@@ -160,13 +161,6 @@ def alone(workdir: Path) -> Iterator[None]:
         except OSError:
             pass  # a file system without locks
         yield
-
-
-def _write(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes JSON so that a reader sees the old file or the new one."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    temporary.replace(path)
 
 
 def check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
