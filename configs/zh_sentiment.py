@@ -7,8 +7,9 @@
     python -m lm.evaluate --workdir=runs/zh_sentiment --split=test
     python -m lm.predict --workdir=runs/zh_sentiment --text="很好看"
 
-Expected: 84.7% of the test reviews right, in 2 minutes on 2 CPU cores; tf-idf with
-logistic regression has 84.7%.
+Expected: 85.1% of the test reviews right, in 2 minutes on 2 CPU cores; tf-idf with
+logistic regression has 84.7%. An average of the parameters is what is evaluated: it
+overfits less (without it 84.7%).
 """
 
 from lm.config import to_config_dict
@@ -44,12 +45,12 @@ def get_config():
                 length=128,
                 pooling="mean",
                 dropout_rate=0.3,
-                token_dropout_rate=0.2,
+                token_dropout_rate=0.3,
             ),
             data=DataConfig(
                 sources=("tfds:zh_sentiment",), tokenizer="data/tokenizers/zh_sentiment"
             ),
-            optim=OptimConfig(learning_rate=2e-3),
+            optim=OptimConfig(learning_rate=2e-3, ema_decay=0.995),
             checkpoint=CheckpointConfig(best_metric="accuracy", best_mode="max"),
             batch_size=64,
             num_train_steps=1200,

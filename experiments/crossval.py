@@ -157,6 +157,11 @@ def _folds(args: Namespace, config: Any) -> tuple[Any, list[Example], list[Part]
     groups = folds_lib.group(map(task.text_of, examples), values)
     number = args.folds or len(np.unique(groups))
     if args.leave_one_out:
+        if config.task.name == "rank":
+            raise UserError(
+                "a text is ranked among those of its split, and --leave-one-out leaves "
+                "it alone; set --folds"
+            )
         _check_number(config.task.name, number)
     labels = folds_lib.labels_of(task, examples)
     is_one = getattr(task.config, "kind", "") == "one"

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -160,6 +161,12 @@ class Status:
             say(f"{line} …")
 
 
+def json_line(value: Any) -> str:
+    """Returns JSON in one line; arrays are lists, half a character is U+FFFD."""
+    text = json.dumps(value, ensure_ascii=False, default=lambda array: array.tolist())
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def say(line: str) -> None:
     """Prints a line on standard error."""
     print(line, file=sys.stderr, flush=True)
@@ -180,6 +187,7 @@ def run(
     sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     args, extra = parse(parser, sys.argv[1:], **parse_options)
+    signal.signal(signal.SIGTERM, _end)
     stdout = sys.stdout
     hidden = (
         contextlib.redirect_stdout(sys.stderr)
@@ -217,6 +225,11 @@ def run(
         line = " ".join(str(error).split())[:120]
         sys.exit(_fail(f"out of memory: {line}; ask for less at a time", 1))
     sys.exit(0)
+
+
+def _end(number: int, _: object) -> NoReturn:
+    """Ends the process, but not before what is open is closed."""
+    sys.exit(_fail("terminated", 128 + number))
 
 
 def _fail(message: object, status: int) -> int:

@@ -17,7 +17,6 @@ The checkpoint is the best one of a run that has `eval.patience`, else the lates
 
 import contextlib
 import itertools
-import json
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -172,7 +171,7 @@ def _chunks(examples: Iterator[Example]) -> Iterator[list[Example]]:
 def _writer(output: str) -> Iterator[Write]:
     """Yields a function that writes lines or vectors; a file appears when complete."""
     if not output:
-        yield lambda lines, _: print(*map(_json, lines), sep="\n", flush=True)
+        yield lambda lines, _: print(*map(cli.json_line, lines), sep="\n", flush=True)
         return
     path = Path(output)
     shape = (0, 0)
@@ -189,7 +188,7 @@ def _writer(output: str) -> Iterator[Write]:
             if path.suffix == ".npz":
                 raw.write(vectors.tobytes())
             else:
-                file.writelines(f"{_json(line)}\n".encode() for line in lines)
+                file.writelines(f"{cli.json_line(line)}\n".encode() for line in lines)
             status.update(f"embedded {shape[0]:,} texts")
 
         yield write
@@ -197,10 +196,6 @@ def _writer(output: str) -> Iterator[Write]:
             raw.flush()
             np.savez(file, vectors=np.memmap(raw, np.float32, "r", shape=shape))
     cli.say(f"wrote {shape[0]:,} texts to {path}")
-
-
-def _json(line: Example) -> str:
-    return json.dumps(line, ensure_ascii=False, default=np.ndarray.tolist)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ A language model's every token is scored exactly once. A document longer than a 
 cut into windows; with --stride each window scores only that many new tokens and sees
 the ones before as context.
 
-Of a model that predicts, `report-SPLIT.html` and `.json` in the workdir have scores
-with 95% intervals, the worst examples and what there is to know of the run. Examples
-whose text is in the training split are looked for first and left out of the scores.
+Of a model that predicts, `report-SPLIT.html` and `.json` in the workdir (of another
+--source, `report-SPLIT-SOURCE`) have scores with 95% intervals, the worst examples and
+what there is to know of the run. Examples whose text is in the training split are
+looked for first and left out of the scores.
 
 With --tune-thresholds the least probability of each class that counts, where several
 may be right, becomes the one with the best F1 on this split. The workdir keeps them;
@@ -25,6 +26,7 @@ import dataclasses
 import datetime
 import itertools
 import json
+import re
 import shlex
 import sys
 import time
@@ -45,6 +47,11 @@ parser.add_argument("--workdir", required=True, help="the folder of a run of lm.
 parser.add_argument("--split", default="", help="default: the config's eval_split")
 parser.add_argument(
     "--source", action="append", default=[], help="other texts than the config's"
+)
+parser.add_argument(
+    "--bad-rows",
+    choices=["stop", "skip"],
+    help="what is done about them; default: the config's data.bad_rows",
 )
 parser.add_argument("--step", default="", help="latest, best, or a step's number")
 parser.add_argument("--stride", type=int, default=0, help="new tokens a window")
@@ -84,6 +91,7 @@ def main(args: Namespace) -> dict[str, Any]:
         task = build_task(task_config, loaded.tokenizer)
     if args.source:
         data = dataclasses.replace(data, sources=tuple(args.source), weights=())
+    data = dataclasses.replace(data, bad_rows=args.bad_rows or data.bad_rows)
     mesh = sharding.build_mesh(sharding.MeshConfig())
     shards = sharding.batch_shards(mesh)
     batch_size = args.batch_size or config.eval.batch_size or config.batch_size
@@ -133,7 +141,9 @@ def main(args: Namespace) -> dict[str, Any]:
         if overlap:
             without = _without_near(task, examples, predictions, kinds)
             report["overlap"] = {**overlap, **without}
-        page = scorecard.write(report, Path(args.workdir), f"report-{split}")
+        page = scorecard.write(
+            report, Path(args.workdir), f"report-{_name(args, split)}"
+        )
         print(f"report: {page}")
     named = {f"eval/{split}/{name}": value for name, value in values.items()}
     return {"step": loaded.step, **named}
@@ -228,6 +238,12 @@ def _without_near(
     return {"scores_without": task.score(*zip(*pairs))}
 
 
+def _name(args: Namespace, split: str) -> str:
+    """Returns what a report is of, as part of a file's name."""
+    others = (re.sub(r"\W+", "-", source).strip("-") for source in args.source)
+    return "-".join([split, *others])
+
+
 def _report(
     args: Namespace,
     loaded: Any,
@@ -241,7 +257,7 @@ def _report(
     task, workdir = loaded.task, Path(args.workdir)
     scores = task.score(examples, predictions)
     bounds = _intervals(task, examples, predictions)
-    baseline = _baseline(workdir / f"baseline-{split}.json")
+    baseline = _baseline(workdir / f"baseline-{_name(args, split)}.json")
     rows = [
         {"name": name, "value": value}
         | dict(zip(("low", "high"), bounds.get(name, ())))
@@ -254,7 +270,7 @@ def _report(
             if name.startswith(("train/", "eval/")):
                 curves.setdefault(name, []).append([line["step"], value])
     return {
-        "title": f"{workdir.name}: {split}",
+        "title": " ".join([f"{workdir.name}: {split}", *args.source]),
         "workdir": str(workdir),
         "split": split,
         "step": loaded.step,

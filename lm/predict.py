@@ -3,10 +3,10 @@
     python -m lm.predict --workdir=runs/bbc --text="The match ended in a draw."
     python -m lm.predict --workdir=runs/bbc --input=new.jsonl --output=predicted.jsonl
 
-A text makes one JSON object: its fields and what is predicted. Without --text and
+A text makes one JSON object: its fields and what is predicted. A field that has the
+name of what is predicted, such as `label`, becomes `gold_label`. Without --text and
 --input every line of standard input is a text, and on a terminal lines are asked for.
-An input is what `lm.train` reads: .jsonl, .csv, .txt, tfds:NAME, …; labels that it has
-are left alone.
+An input is what `lm.train` reads: .jsonl, .csv, .txt, tfds:NAME, …
 
 The checkpoint is the best one of a run that has `eval.patience`, else the latest.
 """
@@ -14,14 +14,11 @@ The checkpoint is the best one of a run that has `eval.patience`, else the lates
 import contextlib
 import functools
 import itertools
-import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from lm import cli
 from lm.atomic import replacing
@@ -38,6 +35,9 @@ parser.add_argument("--step", default="", help="latest, best, or a step's number
 parser.add_argument("--text", action="append", default=[], help="may be repeated")
 parser.add_argument("--input", default="", help="a source of texts")
 parser.add_argument("--split", default="all", help="of --input")
+parser.add_argument(
+    "--bad-rows", choices=["stop", "skip"], default="stop", help="of --input"
+)
 parser.add_argument("--output", default="", help="a .jsonl to write; default: stdout")
 parser.add_argument("--batch-size", type=int, default=32, help="rows at a time")
 parser.add_argument(
@@ -56,6 +56,10 @@ def main(args: Namespace) -> dict[str, Any]:
     fields = dict(_pair(word) for word in args.field)
     if args.input and (args.text or fields):
         raise UserError("--input has all fields; leave out --text and --field")
+    if args.output and Path(args.output).suffix != ".jsonl":
+        raise UserError(f"--output={args.output} must end in .jsonl")
+    if args.output and Path(args.output).resolve() == Path(args.input).resolve():
+        raise UserError("--output is the --input; name another file")
     is_typed = not (args.text or args.input) and sys.stdin and sys.stdin.isatty()
 
     from lm import sharding
@@ -67,7 +71,7 @@ def main(args: Namespace) -> dict[str, Any]:
 
     loaded = workdir.load(Path(args.workdir), args.step)
     if args.input:
-        source = open_source(args.input, loaded.config.data.data_dir)
+        source = open_source(args.input, loaded.config.data.data_dir, args.bad_rows)
         examples = source.examples(args.split, keep_blank=True)
     elif args.text:
         examples = ({"text": text, **fields} for text in args.text)
@@ -92,13 +96,17 @@ def main(args: Namespace) -> dict[str, Any]:
         for chunk in _chunks(examples, 1 if is_typed else CHUNK):
             predictions = predict(loaded.params, chunk)
             for example, prediction in zip(chunk, predictions):
-                line = {**example, **prediction}
-                write(json.dumps(line, ensure_ascii=False, default=np.ndarray.tolist))
+                write(_line(example, prediction))
             kept += predictions if args.json and not args.output else []
             count += len(chunk)
     if not count:
         raise UserError("there is no text to predict; give --text or --input")
     return {"step": loaded.step, "count": count, "predictions": kept}
+
+
+def _line(example: Example, prediction: Example) -> str:
+    given = {f"gold_{k}" if k in prediction else k: v for k, v in example.items()}
+    return cli.json_line({**given, **prediction})
 
 
 def _pair(word: str) -> tuple[str, str]:

@@ -468,6 +468,6 @@ SECTIONS = (
     ("Confusion", _confusion),
     ("Probabilities", _probabilities),
     ("Training", _curves),
-    ("Examples with the highest loss", _worst),
+    ("Worst examples", _worst),
     ("How it was made", _made),
 )

@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
     for split in ("train", "validation"):
         lines = [json.dumps(row) for row in rows if row["text"]]
         lines += [
-            json.dumps({"text": str(n), "description": str(n)}) for n in range(99)
+            json.dumps({"text": str(n), "description": str(n)[::-1]}) for n in range(99)
         ]
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "input.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
@@ -90,6 +90,14 @@ def test_a_vector_is_the_pooled_states_of_a_language_model(folder, pooling):
     np.testing.assert_allclose(
         vector, expected / np.linalg.norm(expected), rtol=1e-3, atol=1e-5
     )
+
+
+def test_ranks_are_among_all_texts_also_in_the_intervals(folder):
+    command = [sys.executable, "-m", "lm.evaluate", f"--workdir={folder / 'rank'}"]
+    subprocess.run([*command, "--split=validation", "--keep-seen"], check=True)
+    report = json.loads((folder / "rank" / "report-validation.json").read_text())
+    for row in report["scores"]:
+        assert row["low"] <= row["value"] <= row["high"]
 
 
 def test_the_nearest_text_is_the_text_itself(folder):

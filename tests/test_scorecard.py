@@ -81,7 +81,7 @@ TITLES = {
     "per_class": "Labels",
     "confusion": "Confusion",
     "curves": "Training",
-    "worst": "Examples with the highest loss",
+    "worst": "Worst examples",
 }
 
 
@@ -123,7 +123,7 @@ def test_the_page_has_every_section_once_and_nothing_from_outside():
     parsed = Parsed(page)
     assert headings(page) == [
         *("Scores", "Seeds", "Labels", "Confusion", "Probabilities", "Training"),
-        *("Examples with the highest loss", "How it was made"),
+        *("Worst examples", "How it was made"),
     ]
     assert not parsed.outside and "script" not in parsed.tags
     assert "url(" not in page and "@import" not in page

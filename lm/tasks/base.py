@@ -82,6 +82,18 @@ class Predictive(Task, Protocol):
         """
         ...
 
+    def together(
+        self,
+        examples: Sequence[Mapping[str, Any]],
+        predictions: Sequence[Mapping[str, Any]],
+    ) -> list[dict[str, Any]]:
+        """Returns the predictions of a whole split with what only all of them tell.
+
+        They are scored as these, also a part of them.
+        """
+        del examples
+        return [dict(prediction) for prediction in predictions]
+
     def score(
         self,
         examples: Sequence[Mapping[str, Any]],

@@ -124,7 +124,8 @@ class Evaluator:
         if not isinstance(self._task, Predictive):
             return {}
         decode = self._task.decode
-        self.predictions = [decode(*pair) for pair in zip(self.examples, rows)]
+        decoded = [decode(*pair) for pair in zip(self.examples, rows)]
+        self.predictions = self._task.together(self.examples, decoded)
         return self._task.score(self.examples, self.predictions)
 
     def check_metric(self, name: str, params: Params) -> None:

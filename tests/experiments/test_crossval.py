@@ -428,6 +428,9 @@ def test_what_cannot_be_folded_is_one_line(make_config, run, fake, monkeypatch):
     monkeypatch.setattr(crossval, "MOST", 10)
     with pytest.raises(UserError, match="would make 24 folds, more than 10"):
         run(config, "--leave-one-out")
+    with pytest.raises(UserError, match="ranked among those of its split"):
+        task = TASKS["rank"][0](length=16, query="text", query_length=4)
+        run(make_config(task), "--leave-one-out")
     weights = dataclasses.replace(config.data, weights=(1.0,))
     with pytest.raises(UserError, match="all sources together"):
         run(dataclasses.replace(config, data=weights), "--folds=2")

@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -202,9 +203,65 @@ def test_mistakes_in_predicting_are_one_line(make_labelled, tmp_path, monkeypatc
         (["--input=nothing.jsonl"], "there is no file nothing.jsonl"),
         ([], "there is no text to predict"),
         (["--text=a", "--output=/nowhere/a.jsonl"], "cannot write /nowhere/a.jsonl"),
+        (["--text=a", "--output=a.csv"], "--output=a.csv must end in .jsonl"),
+        (["--input=a.jsonl", "--output=./a.jsonl"], "--output is the --input"),
     ):
         with pytest.raises(UserError, match=message):
             run(predict, *flags, workdir=tmp_path)
+
+
+def test_predictions_stand_beside_what_was_given(make_labelled, tmp_path):
+    train(make_labelled(num_train_steps=1, warmup_steps=0), tmp_path)
+    rows = [{"text": "red", "label": "red", "id": "\ud800"}, {"text": "\ud800"}]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    output = tmp_path / "out.jsonl"
+    flags = [f"--input={tmp_path / 'in.jsonl'}", f"--output={output}"]
+    with pytest.raises(UserError, match="in.jsonl:2: 'text' has .*half of a character"):
+        run(predict, *flags, workdir=tmp_path)
+    assert not output.exists()
+    run(predict, *flags, "--bad-rows=skip", workdir=tmp_path)
+    (found,) = map(json.loads, output.read_text().splitlines())
+    assert found["gold_label"] == "red" and found["id"] == "\ufffd"
+    assert set(found) == {"text", "gold_label", "id", "label", "probabilities"}
+
+
+def test_a_signal_ends_a_command_without_leftovers(make_labelled, tmp_path):
+    train(make_labelled(num_train_steps=1, warmup_steps=0), tmp_path / "run")
+    (tmp_path / "in.txt").write_text("red\n" * 500_000)
+    command = [sys.executable, "-m", "lm.predict", f"--workdir={tmp_path / 'run'}"]
+    files = [f"--input={tmp_path / 'in.txt'}", f"--output={tmp_path / 'out.jsonl'}"]
+    process = subprocess.Popen([*command, *files], stderr=subprocess.PIPE, text=True)
+    while not (left := [*tmp_path.glob(".out.jsonl.*.tmp")]):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    _, stderr = process.communicate()
+    assert process.returncode == 143 and stderr.endswith("error: terminated\n")
+    assert not left[0].exists() and not (tmp_path / "out.jsonl").exists()
+
+
+def test_another_source_has_a_report_of_its_own(
+    make_labelled, tmp_path, labelled, monkeypatch
+):
+    monkeypatch.setattr(evaluate, "RESAMPLES", (20, 20))
+    train(make_labelled(num_train_steps=1, warmup_steps=0), tmp_path)
+    flags = ["--split=validation", "--keep-seen"]
+    run(evaluate, *flags, workdir=tmp_path)
+    own = (tmp_path / "report-validation.json").read_text()
+    baseline = {"name": "linear", "scores": {"accuracy": 1.0}}
+    (tmp_path / "baseline-validation.json").write_text(json.dumps(baseline))
+    other = tmp_path / "other.jsonl"
+    rows = [{"text": "red", "label": "red"}, {"text": "a", "label": "hot"}]
+    other.write_text("\n".join(map(json.dumps, rows)))
+    flags = ["--split=all", f"--source={other}"]
+    with pytest.raises(UserError, match="other.jsonl:2.*'hot'"):
+        run(evaluate, *flags, workdir=tmp_path)
+    run(evaluate, *flags, "--bad-rows=skip", workdir=tmp_path)
+    assert (tmp_path / "report-validation.json").read_text() == own
+    (path,) = tmp_path.glob("report-all-*other-jsonl.json")
+    report = json.loads(path.read_text())
+    assert report["examples"] == 1 and "other.jsonl" in report["title"]
+    assert not any("baseline" in row for row in report["scores"])
 
 
 def test_a_task_that_predicts_nothing_says_what_does(make_config, tmp_path):
