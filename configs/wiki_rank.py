@@ -44,6 +44,7 @@ def get_config():
             ),
             task=rank.Config(
                 length=128,
+                query="description",
                 query_length=24,
                 pooling="attention",
                 token_dropout_rate=0.3,

@@ -23,11 +23,11 @@ TEXTS = ["red sun", "a blue sea", "", "red", "x" * 99]
 def folder(tmp_path_factory):
     """Some texts, and two workdirs."""
     folder = tmp_path_factory.mktemp("embed")
-    rows = [{"text": t, "description": t, "id": i} for i, t in enumerate(TEXTS)]
+    rows = [{"text": t, "query": t, "id": i} for i, t in enumerate(TEXTS)]
     for split in ("train", "validation"):
         lines = [json.dumps(row) for row in rows if row["text"]]
         lines += [
-            json.dumps({"text": str(n), "description": str(n)[::-1]}) for n in range(99)
+            json.dumps({"text": str(n), "query": str(n)[::-1]}) for n in range(99)
         ]
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "input.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")

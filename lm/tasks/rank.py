@@ -71,7 +71,7 @@ class Config:
 
     name: str = "rank"
     length: int = 128
-    query: str = "description"
+    query: str = "query"
     query_length: int = 32
     kind: str = "dual"
     pooling: str = "mean"

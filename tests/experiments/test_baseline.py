@@ -209,7 +209,7 @@ def rank_rows(number, seed):
     rng = random.Random(seed)
     for index in range(number):
         name = f"{'abcdefgh'[index % 8] * 4}{index // 8}"
-        yield {"text": sentence(rng, name, "dog"), "description": f"a {name}"}
+        yield {"text": sentence(rng, name, "dog"), "query": f"a {name}"}
 
 
 @pytest.mark.parametrize("kind, most", [("dual", 40), ("cross", 20)])
@@ -221,7 +221,7 @@ def test_texts_are_ranked(make_config, kind, most):
 
     train, test = (list(rank_rows(n, seed)) for n, seed in ((80, 0), (40, 2)))
     for row in test:
-        row["description"] = "?"  # alike to all, so their own text comes last
+        row["query"] = "?"  # alike to all, so their own text comes last
     task = TASKS["rank"][1](config.task, ByteTokenizer(0))
     (model, *_) = linear.MODELS["rank"](task, linear.Split(train, []))
     assert {p["rank"] for p in model.predict(test)} == {most}

@@ -307,7 +307,7 @@ def tag_rows(number, split):
         ({"name": "pair"}, {"text_b": "b"}),
         ({"name": "relation"}, {"head": [0, 1], "tail": [2, 3]}),
         ({"name": "tag"}, {"words": ["a", "b"], "tags": ["D", "N"]}),
-        ({"name": "rank", "query_length": 4}, {"description": "d"}),
+        ({"name": "rank", "query_length": 4}, {"query": "d"}),
         ({"name": "answer"}, {"question": "q", "answers": []}),
     ],
 )

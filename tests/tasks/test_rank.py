@@ -41,7 +41,7 @@ MODEL = bert.Config(
 QUERIES = ["cat", "sun", "cat", "rain", "tree", "sea", "moon", "dog"]
 TEXTS = ["a cat", "hot", "purrs", "it is wet", "a tree", "hot", "night", "a dog barks"]
 EXAMPLES = [
-    Row({"text": text, "description": query}, f"file:{number}")
+    Row({"text": text, "query": query}, f"file:{number}")
     for number, (query, text) in enumerate(zip(QUERIES, TEXTS), 1)
 ]
 
@@ -88,7 +88,7 @@ def test_a_row_is_a_text_and_its_query():
 
 def test_texts_that_are_equal_as_far_as_they_are_read_have_one_id():
     task, _, _ = make()
-    examples = [{"text": "x" * n, "description": str(n)} for n in (30, 31, 9)]
+    examples = [{"text": "x" * n, "query": str(n)} for n in (30, 31, 9)]
     ids = batch_of(task, examples)["ids"][:, 1]
     assert ids[0] == ids[1] != ids[2]
 
@@ -96,7 +96,7 @@ def test_texts_that_are_equal_as_far_as_they_are_read_have_one_id():
 @pytest.mark.parametrize("kind", rank.KINDS)
 def test_what_is_predicted_is_padded_to_what_it_needs(kind):
     task, model, params = make(kind=kind)
-    batch = batch_of(task, [{"text": "", "description": ""}], encode="encode_inputs")
+    batch = batch_of(task, [{"text": "", "query": ""}], encode="encode_inputs")
     assert batch["inputs"].shape == (1, 16) and batch["query_inputs"].shape == (1, 8)
     assert batch["ids"].shape == (1, 0)
     assert np.isfinite([*task.predict(model, params, batch).values()]).all()
@@ -112,16 +112,16 @@ def test_a_text_without_a_query_has_a_vector():
     np.testing.assert_allclose(found["text_vector"], expected["text_vector"], rtol=1e-5)
     np.testing.assert_allclose(jnp.linalg.norm(found["text_vector"]), 1, rtol=1e-5)
     cross, _, _ = make(kind="cross")
-    with pytest.raises(UserError, match="has no 'description'"):
+    with pytest.raises(UserError, match="has no 'query'"):
         cross.encode_inputs([{"text": "a cat"}])
 
 
 @pytest.mark.parametrize(
     "bad, message",
     [
-        (Row({"text": "a"}, "file:9"), "file:9 has no 'description'"),
-        (Row({"text": "a", "description": " "}, "file:9"), "has a blank 'description'"),
-        (Row({"text": "a", "description": 3}, "file:9"), "is 3, not a text"),
+        (Row({"text": "a"}, "file:9"), "file:9 has no 'query'"),
+        (Row({"text": "a", "query": " "}, "file:9"), "has a blank 'query'"),
+        (Row({"text": "a", "query": 3}, "file:9"), "is 3, not a text"),
     ],
 )
 def test_a_bad_example_stands_alone(bad, message):
@@ -136,7 +136,7 @@ def test_predicting_takes_any_texts(text, query):
     for kind in rank.KINDS:
         task = Rank(Config(length=24, query_length=8, kind=kind), BYTES)
         batch = batch_of(
-            task, [{"text": text, "description": query}], encode="encode_inputs"
+            task, [{"text": text, "query": query}], encode="encode_inputs"
         )
         assert batch["segment_ids"].any() and batch["query_segment_ids"].any()
 
@@ -147,7 +147,7 @@ def may_choose(examples):
         [
             [
                 i == j
-                or (a["text"] != b["text"] and a["description"] != b["description"])
+                or (a["text"] != b["text"] and a["query"] != b["query"])
                 for j, b in enumerate(examples)
             ]
             for i, a in enumerate(examples)
@@ -326,7 +326,7 @@ def test_a_run_learns_to_rank(kind, tmp_path):
             for _ in range(number):
                 query = rng.choice(letters, 2, replace=False)
                 text = "".join(rng.permutation([*query, *query, *"zzz"]))
-                row = {"text": text, "description": "".join(query)}
+                row = {"text": text, "query": "".join(query)}
                 file.write(json.dumps(row) + "\n")
             file.write(json.dumps({"text": "no query"}) + "\n")
     BYTES.save(tmp_path / "bytes")
