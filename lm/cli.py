@@ -4,6 +4,8 @@ import argparse
 import contextlib
 import difflib
 import errno
+import gc
+import io
 import json
 import os
 import re
@@ -12,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 from rich.console import Console
@@ -47,6 +50,19 @@ class Ended(Exception):  # noqa: N818
         """Takes both."""
         super().__init__(status)
         self.result, self.status = result, status
+
+
+class Signalled(KeyboardInterrupt):
+    """A signal ends the command.
+
+    Attributes:
+        number: The signal's.
+    """
+
+    def __init__(self, number: int):
+        """Takes it."""
+        super().__init__(number)
+        self.number = number
 
 
 class Parser(argparse.ArgumentParser):
@@ -186,8 +202,14 @@ def run(
     # Closed by whoever started us (`>&-`); Python has None there.
     sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # ASCII may be all that it takes
+            stream.reconfigure(errors="backslashreplace")
     args, extra = parse(parser, sys.argv[1:], **parse_options)
-    signal.signal(signal.SIGTERM, _end)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # A script's background job ignores Ctrl-C, and so shall this.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end)
     stdout = sys.stdout
     hidden = (
         contextlib.redirect_stdout(sys.stderr)
@@ -206,8 +228,12 @@ def run(
         if args.json:
             print(json.dumps(end.result), file=stdout, flush=True)
         sys.exit(end.status)
-    except KeyboardInterrupt:
-        sys.exit(_fail("interrupted", 130))
+    except Signalled as error:
+        word = "interrupted" if error.number == signal.SIGINT else "terminated"
+        status = _fail(word, 128 + error.number)
+        with contextlib.suppress(OSError):
+            stdout.flush()
+        os._exit(status)  # Python's own end crashes while XLA's threads compile
     except BrokenPipeError:
         # The reader of our output is gone (`| head`); say nothing more to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -227,9 +253,16 @@ def run(
     sys.exit(0)
 
 
-def _end(number: int, _: object) -> NoReturn:
-    """Ends the process, but not before what is open is closed."""
-    sys.exit(_fail("terminated", 128 + number))
+def _end(number: int, frame: FrameType | None) -> None:
+    """Ends what runs, but not before what is open is closed."""
+    callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
+    while frame:
+        if frame.f_code in callbacks:  # it would drop an exception: try again soon
+            signal.signal(signal.SIGALRM, lambda _, frame: _end(number, frame))
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            return
+        frame = frame.f_back
+    raise Signalled(number)
 
 
 def _fail(message: object, status: int) -> int:

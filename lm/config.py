@@ -123,7 +123,10 @@ def load(path: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"config {path} is broken: {error!r}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"config {path} is broken: {type(error).__name__}: {reason}; mend it"
+        ) from error
     for word in overrides:
         override(config, word)
     return config
@@ -154,6 +157,8 @@ def override(config: Any, word: str) -> None:
             raise UserError(f"unknown key {where}.{part}{suggest(part, known)}")
         where += f".{part}"
         owner, old = old, old[part]
+    if isinstance(old, config_dict.ConfigDict):
+        raise UserError(f"{where} has fields{suggest('name', list(old))}; set one")
     value: Any = text
     if not isinstance(old, str):
         try:
@@ -177,10 +182,12 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"no {path}; is {path.parent} a workdir of lm.train?") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
+        raise UserError(
+            f"{path} is not JSON: {error}; bring it back from a copy"
+        ) from error
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a JSON object; bring it back from a copy")
     return values

@@ -78,7 +78,7 @@ def main(args: Namespace) -> dict[str, Any]:
         fetched = {
             name: fetch(name, DATASETS[name], Path(args.data_dir)) for name in names
         }
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+    except OSError as error:
         raise UserError(f"cannot write: {error}; set another --data-dir") from error
     print(f"{'name':<16}{'split':<12}{'documents':>10}{'characters':>12}  licence")
     for name, about in fetched.items():

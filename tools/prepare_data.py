@@ -34,6 +34,7 @@ import numpy as np
 from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 
 from lm import cli
+from lm.config import check_range
 from lm.data import files
 from lm.data.files import Fields
 from lm.data.sources import open_source
@@ -136,8 +137,8 @@ parser.add_argument(
 def main(args: Namespace) -> dict[str, Any]:
     """Writes the data set and prints what was dropped."""
     shares = parse_splits(args.splits)
-    if args.workers < 1 or args.max_docs < 0:
-        raise UserError("--workers must be at least 1, and --max-docs at least 0")
+    check_range("--workers", args.workers, 1)
+    check_range("--max-docs", args.max_docs, 0)
     values = vars(args)
     fields = dataclasses.fields(CleanConfig)
     config = CleanConfig(**{field.name: values[field.name] for field in fields})

@@ -92,6 +92,8 @@ def open_source(spec: str, data_dir: str, bad_rows: str = "stop") -> Source:
     >>> list(open_source(f"{path}?text=review", "data").examples("all"))
     [{'id': '1', 'text': 'Good, good.'}, {'id': '2', 'text': 'Bad.'}]
     """
+    if not spec:
+        raise UserError("the source is empty; name a file, or tfds:NAME")
     path, options = _options(spec)
     bad = BadRows(bad_rows == "skip")
     if path.startswith("tfds:"):
@@ -328,7 +330,8 @@ def _dataset_folder(name: str, data_dir: str) -> str:
     here = _folders(f"{glob.escape(data_dir)}/*/[0-9]*", 3)
     near = _near(path, here) or _near(path, catalogue, 0.8)
     raise UserError(
-        f"{missing}{near}; run: python -m tools.fetch_data {path} --data-dir={data_dir}"
+        f"{missing}{near}; run: python -m tools.fetch_data {path} "
+        f"--data-dir={data_dir}, if its --list has it, or tools.prepare_data"
     )
 
 

@@ -247,7 +247,10 @@ def _build(
                 )
                 status.update(line)
             if not writer.num_docs:
-                raise UserError(f"{name} has no text; check its path and its split")
+                raise UserError(
+                    f"{name} has no text; give more, put {{split}} into the path, or "
+                    "choose another split"
+                )
             with _writes(folder.parent):
                 writer.finish(key)
         with _writes(folder.parent):

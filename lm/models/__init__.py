@@ -1,4 +1,7 @@
-"""The models. A model is one file: a `Config` dataclass and a `Model` module."""
+"""The models. A model is one file: a `Config` dataclass and a `Model` module.
+
+Its `architecture` says what tasks it is for: `encoder`, `decoder` or `encoder_decoder`.
+"""
 
 from typing import Any
 
@@ -7,7 +10,7 @@ import flax.linen as nn
 from lm.models import bert, gpt, t5
 
 # name -> (config dataclass, Linen module). A new model adds its row here.
-MODELS: dict[str, tuple[type, type[nn.Module]]] = {
+MODELS: dict[str, tuple[type, Any]] = {
     "gpt": (gpt.Config, gpt.Model),
     "bert": (bert.Config, bert.Model),
     "t5": (t5.Config, t5.Model),

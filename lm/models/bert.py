@@ -51,6 +51,7 @@ class Model(nn.Module):
     """The encoder, its pooler and its masked-token head."""
 
     config: Config
+    architecture = "encoder"
 
     def setup(self):
         """Declares the parts."""

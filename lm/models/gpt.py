@@ -35,6 +35,7 @@ class Model(nn.Module):
     """The decoder."""
 
     config: Config
+    architecture = "decoder"
 
     def setup(self):
         """Declares the parts."""

@@ -57,6 +57,7 @@ class Model(nn.Module):
     """The encoder and the decoder, which share the token embedding."""
 
     config: Config
+    architecture = "encoder_decoder"
 
     def setup(self):
         """Declares the parts."""

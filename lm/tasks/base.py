@@ -11,10 +11,10 @@ import numpy as np
 from lm.data.packing import BucketRows, ConcatRows, FitRows, Rows, join
 from lm.data.pipeline import DataTask
 from lm.metrics import Mean, Metrics, Perplexity
-from lm.models import build_model
+from lm.models import MODELS, build_model
 from lm.nn.losses import TokenLoss, cross_entropy
 from lm.text.tokenizers import Tokenizer
-from lm.types import Array, Batch, Params
+from lm.types import Array, Batch, Params, UserError
 
 # How documents fill rows of training: end to end and cut at the row's end; whole,
 # several to a row; or one to a row, padded to a power of two.
@@ -22,7 +22,15 @@ PACKINGS = ("concat", "fit", "bucket")
 
 
 class Task(DataTask, Protocol):
-    """What is learned: features from text, and a loss from a model's outputs."""
+    """What is learned: features from text, and a loss from a model's outputs.
+
+    Attributes:
+        config: The task's options.
+        architectures: Of the models that it is for.
+    """
+
+    config: Any
+    architectures: tuple[str, ...] = ("encoder", "decoder")
 
     def loss(
         self, model: nn.Module, params: Params, batch: Batch, rng: Array | None
@@ -50,8 +58,23 @@ class Task(DataTask, Protocol):
         return config
 
     def build_model(self, config: Any) -> nn.Module:
-        """Returns the module of a model's config, with a head if the task has one."""
-        return build_model(config)
+        """Returns the module of a model's config, with a head if the task has one.
+
+        Raises:
+            UserError: If the task is not for a model of that architecture.
+        """
+        model: Any = build_model(config)
+        if model.architecture not in self.architectures:
+            fitting = [
+                name
+                for name, (_, module) in MODELS.items()
+                if module.architecture in self.architectures
+            ]
+            raise UserError(
+                f"task {self.config.name} is not for a {config.name} model; set "
+                f"model.name to {' or '.join(fitting)}, or choose another task"
+            )
+        return model
 
 
 @runtime_checkable

@@ -62,6 +62,7 @@ class CausalLM(Task):
     config: Config
     tokenizer: Tokenizer
     overlap = 1
+    architectures = ("decoder",)
 
     @property
     def encoding(self) -> str:

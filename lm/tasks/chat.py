@@ -19,7 +19,7 @@ from lm.data.pipeline import Pieces
 from lm.metrics import Metrics
 from lm.tasks import fields, labels, text_scores
 from lm.tasks.base import marked, token_loss
-from lm.tasks.generative import Generative, architecture_of, next_token_row
+from lm.tasks.generative import Generative, next_token_row
 from lm.text.tokenizers import Tokenizer
 from lm.types import Array, Batch, Params, UserError
 
@@ -71,6 +71,7 @@ class Chat(Generative):
     """The task. Several conversations share a row; none is cut in two."""
 
     overlap = 1
+    architectures = ("decoder",)
     prefix_lm = False
 
     def __init__(self, config: Config, tokenizer: Tokenizer):
@@ -113,19 +114,6 @@ class Chat(Generative):
     def decoding(self) -> Mapping[str, Any]:
         """See `Generative`."""
         return {"max_new_tokens": self.config.max_new_tokens, "temperature": 0.0}
-
-    def build_model(self, config: Any) -> nn.Module:
-        """See `Task`.
-
-        Raises:
-            UserError: If the model is no decoder.
-        """
-        model = super().build_model(config)
-        if architecture_of(model) != "decoder":
-            raise UserError(
-                f"task chat needs a decoder, not a {config.name} model; choose gpt"
-            )
-        return model
 
     def turns_of(self, example: Mapping[str, Any]) -> list[Turn]:
         """Returns the turns of a conversation.

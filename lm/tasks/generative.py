@@ -85,14 +85,6 @@ class Generative(Task, Protocol):
         return {"worst": [row for _, row in found[:WORST]]}
 
 
-def architecture_of(model: Any) -> str:
-    """Returns whether a model is a `decoder`, an `encoder_decoder` or an `encoder`."""
-    if not hasattr(model, "prefill"):
-        return "encoder"
-    has_encoder = hasattr(model.config, "encoder_layers")
-    return "encoder_decoder" if has_encoder else "decoder"
-
-
 def next_token_row(
     texts: Sequence[np.ndarray], length: int, pad_id: int
 ) -> dict[str, np.ndarray]:

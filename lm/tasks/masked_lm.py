@@ -70,6 +70,7 @@ class MaskedLM(Task):
     config: Config
     tokenizer: Tokenizer
     overlap = 0
+    architectures = ("encoder",)
 
     def __post_init__(self):
         if self.tokenizer.mask_id < 0:

@@ -50,6 +50,7 @@ class SpanCorruption(Task):
     """The task. Documents are cut to what fits a row once corrupted, and packed."""
 
     overlap = 0
+    architectures = ("encoder_decoder",)
 
     def __init__(self, config: Config, tokenizer: Tokenizer):
         """Finds the longest text that fits.

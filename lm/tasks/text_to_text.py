@@ -18,7 +18,7 @@ from lm.data.pipeline import Pieces
 from lm.metrics import Metrics
 from lm.tasks import fields, labels, text_scores
 from lm.tasks.base import marked, token_loss
-from lm.tasks.generative import Generative, architecture_of, next_token_row
+from lm.tasks.generative import Generative, next_token_row
 from lm.text.tokenizers import Tokenizer
 from lm.types import Array, Batch, Params, UserError
 
@@ -79,6 +79,7 @@ class TextToText(Generative):
     """The task. A pair is never cut in two."""
 
     overlap = 0
+    architectures = ("decoder", "encoder_decoder")
 
     def __init__(self, config: Config, tokenizer: Tokenizer):
         """Keeps both.
@@ -119,9 +120,9 @@ class TextToText(Generative):
         Raises:
             UserError: If the model has another architecture, or too few positions.
         """
-        model = super().build_model(config)
+        model: Any = super().build_model(config)
         fits = "decoder" if self.prefix_lm else "encoder_decoder"
-        if architecture_of(model) != fits:
+        if model.architecture != fits:
             raise UserError(
                 f"task.architecture={self.config.architecture} is not for a "
                 f"{config.name} model; set it to encoder_decoder for t5, to prefix_lm "

@@ -134,10 +134,8 @@ def train(
         raise UserError(
             f"character_coverage is {character_coverage}; it must be from 0.98 to 1"
         )
-    if min(vocab_size, num_sentinels) < 0 or max_sentences < 1:
-        raise UserError(
-            "vocab_size and num_sentinels must be at least 0, max_sentences at least 1"
-        )
+    check_range("num_sentinels", num_sentinels, 0)
+    check_range("max_sentences", max_sentences, 1)
     if kind == "bytes":
         return _bytes(vocab_size, num_sentinels, normalization)
     if not vocab_size and kind != "chars":

@@ -69,19 +69,27 @@ class Evaluator:
         if isinstance(task, Predictive):
             limit = max_batches * batch_size
             self.examples, self._documents = read_examples(task, data, split, limit)
-            self._batches = one_pass(task, self._documents, batch_size, *_host())
-        else:
-            self._batches = build_pipeline(
+
+        def batches(size: int) -> Pipeline:
+            if isinstance(task, Predictive):
+                return one_pass(task, self._documents, size, *_host())
+            return build_pipeline(
                 task,
                 tokenizer,
                 data,
                 split=split,
-                batch_size=batch_size,
+                batch_size=size,
                 seed=seed,
                 train=False,
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
             )
+
+        self._batches = batches(batch_size)
+        shards = sharding.batch_shards(mesh)
+        enough = -(-self._batches.num_rows // shards) * shards
+        if enough < batch_size:  # the rest would be padding
+            self._batch_size, self._batches = enough, batches(enough)
         self._limit = 0 if self.examples else max_batches
         self._step = make_eval_step(model, task)
         self._jitted = jax.jit(self._step, out_shardings=sharding.replicated(mesh))

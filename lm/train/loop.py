@@ -106,7 +106,8 @@ def train(config: Config, workdir: Path, profile: range = range(0)) -> dict[str,
         profile: Steps to trace with the profiler.
 
     Returns:
-        `step`, the last evaluation's metrics, and `signal` if one ended the run.
+        `step`, the metrics of an evaluation at that step if there was one, and
+        `signal` if one ended the run.
 
     Raises:
         UserError: If something given does not fit, or too many updates in a row were
@@ -122,6 +123,7 @@ def _train(run: Run, workdir: Path, profile: range) -> dict[str, Any]:
     """Finds out where to begin, and that nothing later will fail, and begins."""
     config = run.config
     check_memory(run.abstract)
+    build_batches(run)
     # Evaluations come after long training: what they need is looked for now.
     evaluator = build_evaluator(run)
     evaluator.check_metric(config.checkpoint.best_metric, run.abstract.params)
@@ -146,6 +148,11 @@ def _train(run: Run, workdir: Path, profile: range) -> dict[str, Any]:
                 f"{jax.devices()[0].device_kind}"
                 + (f"; resumed at step {first_step}" if restored else "")
             )
+            if first_step >= config.num_train_steps:
+                display.say(
+                    f"nothing is left to do: num_train_steps is "
+                    f"{config.num_train_steps}"
+                )
             session = Session(
                 run, batches, evaluator, checkpoints, writer, display, stop, trace
             )
@@ -238,7 +245,7 @@ def _loop(session: Session, state: TrainState) -> dict[str, Any]:
         waited = time.perf_counter() - waited
         window.data_wait += waited
         state, metrics = run.train_step(state, put(run.mesh, batch))
-        step += 1
+        step, results = step + 1, {}
         if pending is not None:
             read(*pending)
         shape = batch["inputs"].shape

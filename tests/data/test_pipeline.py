@@ -377,7 +377,7 @@ def test_bad_rows_stop_or_are_skipped_and_counted_once(build, tmp_path, capfd):
         ({"seed": -1}, "seed is -1; it must be at least 0"),
         ({"process_count": 3}, "batch_size 8 does not divide over 3 hosts; make it a"),
         ({"split": "short"}, "short makes 1 rows, fewer than batch_size 8; lower"),
-        ({"split": "blank", "train": False}, "blank has no text; check its path"),
+        ({"split": "blank", "train": False}, "blank has no text; give more"),
         ({"data": {"cache_dir": "gs://cache"}}, "cannot be kept in gs://cache; set"),
         ({"data": {"weights": (1,)}, "sources": "ab"}, "1 numbers for 2 data.sources"),
         ({"data": {"weights": (0,)}}, "data.weights must all be above 0; leave the"),

@@ -226,7 +226,7 @@ def broken():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (nothing, UserError, "kjv test has no text; check its path and its split"),
+        (nothing, UserError, "kjv test has no text; give more"),
         (broken, RuntimeError, "broken source"),
     ],
 )

@@ -160,7 +160,9 @@ def test_bad_conversations_are_named(fields, message):
 def test_mistakes_are_named():
     with pytest.raises(UserError, match="does not say who speaks; put {role} into"):
         Config(opening="user:")
-    with pytest.raises(UserError, match="chat needs a decoder, not a t5 model"):
+    with pytest.raises(
+        UserError, match="chat is not for a t5 model; set model.name to gpt,"
+    ):
         TASK.build_model(t5.Config(vocab_size=264))
     with pytest.raises(UserError, match="leaves no room for a prompt of 32 tokens"):
         Chat(Config(length=50, max_new_tokens=20), BYTES)

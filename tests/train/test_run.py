@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from lm.data.pipeline import DataConfig
+from lm.models import bert, t5
+from lm.tasks import masked_lm, span_corruption
 from lm.train import workdir as workdir_lib
 from lm.train.checkpoint import CheckpointConfig
 from lm.train.config import GuardConfig
@@ -65,12 +67,16 @@ def test_loading_gives_the_state_that_was_saved(make_config, tmp_path):
     assert workdir_lib.load(tmp_path, 4).step == 4
 
 
-def test_a_finished_run_is_not_trained_on(make_config, tmp_path):
+def test_a_finished_run_is_not_trained_on(make_config, tmp_path, capsys):
     config = make_config()
     train(config, tmp_path)
     before = lines_of(tmp_path)
-    assert train(config, tmp_path)["step"] == 6
+    result = train(config, tmp_path)
+    assert result["step"] == 6 and "eval/validation/loss" in result
     assert lines_of(tmp_path) == before
+    train(dataclasses.replace(config, num_train_steps=4), tmp_path)
+    said = capsys.readouterr()
+    assert "nothing is left to do: num_train_steps is 4" in said.out + said.err
 
 
 def test_more_steps_may_be_asked_for(make_config, tmp_path):
@@ -118,6 +124,7 @@ def wait_for(workdir, step, process):
 
 def test_a_run_that_is_killed_ends_bit_equal_to_one_that_is_not(start, tmp_path):
     run = {"num_train_steps": 100, "checkpoint_every_steps": 11, "warmup_steps": 20}
+    run |= {"eval_every_steps": 30}
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     for step, sent in ((25, signal.SIGKILL), (50, signal.SIGTERM)):
         process = start(killed, **run)
@@ -128,6 +135,8 @@ def test_a_run_that_is_killed_ends_bit_equal_to_one_that_is_not(start, tmp_path)
             assert process.returncode == 128 + sent, err
             stopped = max(losses_of(killed))
             assert f"stopped at step {stopped}" in err
+            # Without the scores of an evaluation that was of an earlier step.
+            assert json.loads(out) == {"step": stopped, "signal": sent}
             assert (killed / "checkpoints" / str(stopped)).exists()
         else:
             assert process.returncode == -sent
@@ -287,6 +296,31 @@ def test_a_corpus_shorter_than_a_batch_is_named(make_config, tmp_path):
     config = make_config(batch_size=4096)
     said = mistake(config, tmp_path)
     assert "fewer than batch_size 4096" in said and "lower it" in said
+
+
+def test_an_evaluation_makes_no_rows_that_are_padding_alone(make_config, tmp_path):
+    config = make_config()
+    few, many = config.eval, dataclasses.replace(config.eval, batch_size=2**40)
+    results = [
+        train(dataclasses.replace(config, eval=evaluation), tmp_path / name)
+        for name, evaluation in (("few", few), ("many", many))
+    ]
+    assert results[1] == pytest.approx(results[0], rel=1e-4)
+
+
+def test_a_model_that_does_not_fit_the_task_is_named(make_config, corpus, tmp_path):
+    config = make_config()
+    data = dataclasses.replace(config.data, tokenizer=str(corpus / "sentinels"))
+    config = dataclasses.replace(config, data=data)
+    shape = {name: getattr(config.model, name) for name in ("vocab_size", "max_len")}
+    for model, task in (
+        (bert.Config(**shape), config.task),
+        (t5.Config(**shape), config.task),
+        (config.model, masked_lm.Config(length=16)),
+        (config.model, span_corruption.Config(length=16, targets_length=8)),
+    ):
+        said = mistake(dataclasses.replace(config, model=model, task=task), tmp_path)
+        assert f"task {task.name} is not for a {model.name} model; set" in said
 
 
 def test_a_workdir_that_cannot_be_written_is_named(make_config, tmp_path):
