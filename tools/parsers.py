@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lm.data.readers import Rows
+from lm.data.readers import Rows, read_squad
 from lm.types import UserError
 
 Row = dict[str, Any]
@@ -22,6 +22,7 @@ Members = Iterable[tuple[str, bytes]]
 Parser = Callable[[Members], Iterator[Row]]
 
 SENTIMENTS = ("negative", "positive")
+ANSWERS = ("answer", "other")
 
 # A paragraph of Chinese news is cut at the ends of sentences into parts of this many
 # characters; a longer sentence stays whole.
@@ -258,6 +259,40 @@ def _parts(text: str) -> Iterator[tuple[int, int]]:
         if following - start > LONGEST_PART and end > start:
             yield start, end
             start = end
+
+
+def parse_sentences(members: Members) -> Iterator[Row]:
+    """Yields questions of SQuAD's, each with a sentence that answers it and the next.
+
+    After the last sentence of a text comes its first. So GLUE's QNLI is made of SQuAD,
+    though not with one sentence of each: Wang et al. (2019),
+    https://arxiv.org/abs/1804.07461, section 3.3.
+
+    >>> answers = [{"text": "B", "answer_start": 5}]
+    >>> question = {"id": "1", "question": "Who?", "answers": answers}
+    >>> text = {"context": "A. I, B. And C.", "qas": [question]}
+    >>> squad = {"data": [{"title": "T", "paragraphs": [text]}]}
+    >>> rows = list(parse_sentences([("squad.json", json.dumps(squad).encode())]))
+    >>> [(row["text"], row["text_b"], row["label"]) for row in rows]
+    [('Who?', 'I, B.', 'answer'), ('Who?', 'And C.', 'other')]
+    """
+    for row in parse_with(read_squad)(members):
+        ends = [
+            m.end()
+            for m in re.finditer(r"[.!?]['\")]*\s+(?=\W?[A-Z0-9])|$", row["text"])
+        ]
+        sentences = [
+            row["text"][a:b].strip() for a, b in itertools.pairwise([0, *ends])
+        ]
+        own = sum(end <= row["answers"][0]["start"] for end in ends)
+        both = sentences[own], sentences[(own + 1) % len(sentences)]
+        for label, sentence in zip(ANSWERS, both if len(sentences) > 1 else ()):
+            yield {
+                "text": row["question"],
+                "text_b": sentence,
+                "label": label,
+                "title": row["title"],
+            }
 
 
 def parse_descriptions(language: str) -> Parser:
