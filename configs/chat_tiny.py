@@ -8,6 +8,10 @@ What two speak by turns in his plays; the loss is on the second's turns alone.
     python -m lm.evaluate --workdir=runs/chat_tiny --split=test
     python -m lm.generate --workdir=runs/chat_tiny --temperature=0.8
 
+Expected: a perplexity of 58 on the answers of plays that it has not seen, in 2 minutes
+on 2 CPU cores (54 on validation, from 64 after 100 steps). It has the tone and not the
+sense: a million parameters are few.
+
 Your own conversations are JSON lines, one each: {"messages": [{"role": "user",
 "content": "Hello"}, {"role": "assistant", "content": "Hi"}]}, read by
 --config.data.sources='my/*.jsonl?text=' (which says that they have no `text`).

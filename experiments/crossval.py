@@ -168,7 +168,8 @@ def _folds(args: Namespace, config: Any) -> tuple[Any, list[Example], list[Part]
     folds = folds_lib.make_folds(
         labels, groups, number, config.seed, is_one and not args.leave_one_out
     )
-    found = {"counts": ()} if hasattr(task.config, "counts") else {}
+    names = [name for name in ("counts", "moments") if hasattr(task.config, name)]
+    found = {name: () for name in names}
     task_config = dataclasses.replace(task.config, **found)
     parts = []
     for k, fold in enumerate(folds, 1):

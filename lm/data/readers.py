@@ -196,7 +196,11 @@ def _sentence(pairs: Iterable[Iterable[str]]) -> Fields:
 def read_csv(
     file: Iterable[bytes], name: str, delimiter: str = ",", quote: str = '"'
 ) -> Rows:
-    """Yields rows of strings under the names in the first one."""
+    """Yields rows of strings under the names in the first one.
+
+    Raises:
+        UserError: If the first row is broken, or two columns have one name.
+    """
     csv.field_size_limit(sys.maxsize)
     broken: list[UserError] = []
     reader = csv.reader(
@@ -210,6 +214,9 @@ def read_csv(
     _, columns = next(rows, (0, []))
     if isinstance(columns, UserError):
         raise columns
+    # Columns without a name are common, and nobody asks for them.
+    if twice := [n for n in columns if n and columns.count(n) > 1]:
+        raise UserError(f"{name} has two columns {twice[0]!r}; rename one")
     for number, row in rows:
         if isinstance(row, UserError):
             yield number, row
@@ -229,13 +236,14 @@ def _records(
     """Yields what a CSV reader does but blank lines; `broken` gets a row's lines."""
     while True:
         broken.clear()
+        first = reader.line_num + 1
         try:
             row = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
             row = UserError(
-                f"{name}:{reader.line_num} is broken: {error}; mend it, or set ?quote="
+                f"{name}:{first} is broken: {error}; mend it, or set ?quote="
             )
         if broken or row:
             yield reader.line_num, broken[0] if broken else row

@@ -6,6 +6,7 @@ poolings. Axes: B batch, T time, C classes.
 
 import dataclasses
 import functools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +22,8 @@ from lm.data.pipeline import Pieces
 from lm.metrics import Mean, Metrics
 from lm.nn.heads import POOLINGS, PooledHead
 from lm.nn.rows import drop_tokens
+from lm.tasks import fields, scores
 from lm.tasks import labels as labels_lib
-from lm.tasks import scores
 from lm.tasks.base import Predictive, apply, marked, padded, sides
 from lm.text.tokenizers import Tokenizer
 from lm.types import Array, Batch, Params, UserError
@@ -44,6 +45,8 @@ class Config:
             each judged alone; or there are no classes but a `number`.
         labels: The classes; () finds them in the training split.
         counts: Training examples of each class; found with them.
+        moments: Of `number`: the mean and the standard deviation by which the one
+            that the model learns is standardised; () finds them in the training split.
         thresholds: Of `several`: the least probability of each class that counts; ()
             means 0.5; `lm.evaluate --tune-thresholds` finds good ones.
         pooling: As in `lm.nn.heads.pool`.
@@ -62,6 +65,7 @@ class Config:
     kind: str = "one"
     labels: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
+    moments: tuple[float, ...] = ()
     thresholds: tuple[float, ...] = ()
     pooling: str = "first"
     dropout_rate: float = 0.0
@@ -85,6 +89,18 @@ class Config:
             raise UserError(
                 "task.label_smoothing and task.class_weights are for task.kind=one"
             )
+        for name, kind in (("thresholds", "several"), ("moments", "number")):
+            if getattr(self, name) and self.kind != kind:
+                raise UserError(f"task.{name} is for task.kind={kind}")
+        if not all(0 <= threshold <= 1 for threshold in self.thresholds):
+            raise UserError(f"task.thresholds must be from 0 to 1: {self.thresholds}")
+        if self.moments:
+            is_pair = len(self.moments) == 2 and np.isfinite(self.moments).all()
+            if not (is_pair and self.moments[1] > 0):
+                raise UserError(
+                    "task.moments must be a mean and a standard deviation above 0, not "
+                    f"{self.moments}"
+                )
 
 
 @dataclass(frozen=True)
@@ -100,15 +116,16 @@ class Classify(Predictive):
         """See `DataTask`."""
         config = self.config
         made_of = (config.length, config.label, config.kind, config.long_texts)
-        return f"bos tokens eos {made_of} {config.labels}"
+        return f"bos tokens eos {made_of} {config.labels}{config.moments or ''}"
 
     @staticmethod
     def resolve(
         config: Config, examples: Iterable[Mapping[str, Any]], skip: bool
     ) -> Config:
-        """Finds the labels; see `Task`."""
+        """Finds the labels, or the moments of a number; see `Task`."""
         if config.kind == "number":
-            return config
+            found = config.moments or labels_lib.moments(examples, config.label, skip)
+            return dataclasses.replace(config, moments=found)
         labels_of = functools.partial(Classify.labels_of, config)
         labels, counts = labels_lib.find(examples, labels_of, config.labels, skip)
         if len(config.thresholds) not in (0, len(labels)):
@@ -122,19 +139,25 @@ class Classify(Predictive):
     def labels_of(config: Config, example: Mapping[str, Any]) -> Sequence[str]:
         """Returns the labels that an example has.
 
+        A whole number or a truth value is the label that JSON writes for it: `1`,
+        `true`. Of `several`, a text may be a JSON list of them; a blank one is none.
+
         Raises:
             UserError: If it lacks the field, or the field is no label.
         """
-        value = labels_lib.field(example, config.label)
         several = config.kind == "several"
+        read = fields.listed if several else labels_lib.field
+        value = read(example, config.label)
         values = value if several and isinstance(value, list | tuple) else [value]
+        if several and isinstance(value, str) and not value.strip():
+            values = []
         for item in values:
             if not isinstance(item, str | int) or item == "":
                 raise UserError(
-                    f"{labels_lib.where(example)}: {config.label!r} is {item!r}, which "
-                    "is no label; mend it, or set task.kind"
+                    f"{labels_lib.where(example)}: {config.label!r} is {item!r:.60}, "
+                    f"which is no label; {_cure(config.kind, item)}"
                 )
-        return [str(item) for item in values]
+        return [item if isinstance(item, str) else json.dumps(item) for item in values]
 
     def build_model(self, config: Any) -> nn.Module:
         """See `Task`."""
@@ -183,20 +206,15 @@ class Classify(Predictive):
             )
 
     def _target(self, example: Mapping[str, Any]) -> np.ndarray:
-        """Returns the numbers of the labels; of a number, the bits as an int32."""
+        """Returns the numbers of the labels; of a number, the bits as an int32.
+
+        They are those of a float32: how many standard deviations it is above the mean.
+        """
         config = self.config
         if config.kind == "number":
-            value = labels_lib.field(example, config.label)
-            try:
-                number = np.float32(value)
-            except (TypeError, ValueError):
-                number = np.float32("nan")
-            if not np.isfinite(number):
-                raise UserError(
-                    f"{labels_lib.where(example)}: {config.label!r} is {value!r}, not "
-                    "a number; mend it"
-                )
-            return np.array([number]).view(np.int32)
+            mean, deviation = self._moments
+            number = labels_lib.number(example, config.label)
+            return np.array([(number - mean) / deviation], np.float32).view(np.int32)
         ids = self._ids
         found = self.labels_of(config, example)
         numbers = [labels_lib.index(example, name, ids) for name in found]
@@ -215,7 +233,8 @@ class Classify(Predictive):
     ) -> dict[str, np.ndarray]:
         """Makes a row.
 
-        `label` is an int of `one`, float32 [C] of `several`, a float32 of `number`.
+        `label` is an int of `one`, float32 [C] of `several`; of `number` a float32,
+        standardised by `moments`.
         """
         (length,) = capacity
         columns = pieces[0][1] if pieces else {}
@@ -234,7 +253,11 @@ class Classify(Predictive):
     def loss(
         self, model: nn.Module, params: Params, batch: Batch, rng: Array | None
     ) -> tuple[Array, Metrics]:
-        """Returns the summed loss of the texts, and metrics."""
+        """Returns the summed loss of the texts, and metrics.
+
+        That of a `number` is its squared error in units of the training numbers'
+        variance.
+        """
         if rng is not None:
             batch = self._noise(batch, jax.random.fold_in(rng, 0))
         outputs = apply(model, params, batch, rng)
@@ -281,7 +304,7 @@ class Classify(Predictive):
         return -(1 - share) * of_label - share * log_probs.mean(axis=-1)
 
     def predict(self, model: nn.Module, params: Params, batch: Batch) -> Batch:
-        """Returns `probabilities` [B, C], or `value` [B] of `number`."""
+        """Returns `probabilities` [B, C], or `value` [B] of `number`, standardised."""
         outputs = apply(model, params, batch, None)
         match self.config.kind:
             case "one":
@@ -296,7 +319,8 @@ class Classify(Predictive):
         """Returns `label`, `labels` or `value`, with `probabilities` of classes."""
         (output,) = outputs
         if self.config.kind == "number":
-            return {"value": float(output["value"])}
+            mean, deviation = self._moments
+            return {"value": mean + deviation * float(output["value"])}
         names = self.config.labels
         probabilities = dict(zip(names, output["probabilities"].tolist()))
         if self.config.kind == "one":
@@ -365,6 +389,11 @@ class Classify(Predictive):
         found = scores.best_thresholds(*self._arrays(examples, predictions))
         return dataclasses.replace(self.config, thresholds=tuple(found.tolist()))
 
+    @property
+    def _moments(self) -> tuple[float, ...]:
+        # What is not resolved learns the number as it is.
+        return self.config.moments or (0.0, 1.0)
+
     @functools.cached_property
     def _thresholds(self) -> np.ndarray:
         return np.array(self.config.thresholds or (0.5,) * len(self.config.labels))
@@ -377,8 +406,8 @@ class Classify(Predictive):
         """Returns what is right and what is predicted, as `lm.tasks.scores` wants."""
         config, names = self.config, self.config.labels
         if config.kind == "number":
-            gold = np.array([float(example[config.label]) for example in examples])
-            return gold, np.array([p["value"] for p in predictions])
+            gold = [labels_lib.number(example, config.label) for example in examples]
+            return np.array(gold), np.array([p["value"] for p in predictions])
         found = [self.labels_of(config, example) for example in examples]
         rows = [[p["probabilities"][name] for name in names] for p in predictions]
         if config.kind == "one":
@@ -386,6 +415,17 @@ class Classify(Predictive):
         else:
             gold = np.array([[name in some for name in names] for some in found])
         return gold, np.array(rows)
+
+
+def _cure(kind: str, item: Any) -> str:
+    """Returns what to do about what is no label."""
+    if kind == "several":
+        return 'mend it; several in a cell of a table are JSON, as ["a", "b"]'
+    if isinstance(item, list | tuple):
+        return "mend it, or set task.kind=several"
+    if isinstance(item, float):
+        return "mend it, or set task.kind=number"
+    return "mend it"
 
 
 def _told(

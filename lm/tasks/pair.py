@@ -52,7 +52,8 @@ class Pair(Classify):
         Raises:
             UserError: If the second is missing, or is no text.
         """
-        return example["text"], fields.text(example, self.config.text_b)
+        config = self.config
+        return example["text"], fields.text(example, config.text_b, config.label)
 
     def text_of(self, example: Mapping[str, Any]) -> str:
         """See `Predictive`."""

@@ -8,7 +8,6 @@ unknown mark for both; the spans are told apart by their order in the head, too.
 """
 
 import functools
-import json
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy as np
 
 from lm.data.pipeline import Pieces
 from lm.nn.heads import SpanHead
-from lm.tasks import classify
+from lm.tasks import classify, fields
 from lm.tasks import labels as labels_lib
 from lm.tasks.base import marked
 from lm.tasks.classify import Classify
@@ -73,10 +72,9 @@ class Relation(Classify):
         Raises:
             UserError: If the field is missing, or is no span of the text.
         """
-        value = labels_lib.field(example, name)
+        value = fields.listed(example, name)
         try:
-            bounds = json.loads(value) if isinstance(value, str) else value
-            start, stop = map(operator.index, bounds)
+            start, stop = map(operator.index, value)
         except (TypeError, ValueError):
             start = stop = -1
         if not 0 <= start < stop <= len(example["text"]):

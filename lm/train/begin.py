@@ -17,7 +17,7 @@ from lm.types import Params, UserError
 _OWN = ("dropout_rate", "attention_dropout_rate", "attention", "dtype", "remat")
 
 # Fields of a task that are found rather than given, if they are ().
-FOUND = ("labels", "counts", "thresholds")
+FOUND = ("labels", "counts", "moments", "thresholds")
 
 
 def resolve(config: Config, source: Config | None) -> Config:
@@ -57,7 +57,8 @@ def inherit(config: Config, before: Config) -> Config:
             model=dataclasses.replace(before.model, **own),
             data=dataclasses.replace(config.data, tokenizer=before.data.tokenizer),
         )
-    if type(config.task) is not type(before.task):
+    kinds = {getattr(task, "kind", "") for task in (config.task, before.task)}
+    if type(config.task) is not type(before.task) or len(kinds) > 1:
         return config
     found = {
         name: getattr(before.task, name)

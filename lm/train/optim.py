@@ -84,9 +84,14 @@ class OptimConfig:
         check_choice("optim.schedule", self.schedule, SCHEDULES)
         for name in ("b1", "b2", "ema_decay"):
             check_range(f"optim.{name}", getattr(self, name), 0, 1)
-        for name in ("final_fraction", "decay_fraction", "layer_decay"):
+        for name in ("final_fraction", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"optim.{name} must be from 0 to 1")
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(
+                f"optim.layer_decay must be above 0 and at most 1, not "
+                f"{self.layer_decay}; optim.freeze keeps parameters as they are"
+            )
         for name in ("learning_rate", "eps", "weight_decay", "grad_clip_norm"):
             check_range(f"optim.{name}", getattr(self, name), 0)
         parse_scales(self.lr_scales)

@@ -213,6 +213,12 @@ def test_columns_can_be_named_and_delimiters_set(tmp_path):
     assert read(spec) == [{"id": "1", "text": "a;b"}]
 
 
+def test_columns_without_a_name_may_be_many(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,,\na,,\n")
+    assert [row["text"] for row in read(path)] == ["a"]
+
+
 def test_tsv_has_no_quotes_unless_they_are_set(tmp_path):
     path = tmp_path / "a.tsv"
     path.write_text('text\tlabel\n"Hm" he said\t1\n"Hm\t0\n')
@@ -303,7 +309,9 @@ BROKEN = {
     "column.csv": (b"id,body\n1,a", "no column 'text'; choose from: id, body"),
     "row.csv": (b"text,id\na,1\nb\n", "row.csv:3 has 1 columns, the first row 2"),
     "quote.csv": (b'text,id\n"a"b,1\n', "quote.csv:2 is broken: ',' expected"),
-    "open.csv": (b'text,id\n"a,1\n', "open.csv:2 is broken: unexpected end"),
+    "open.csv": (b'text,id\na,1\n\n"b,2\nc,3\n', "open.csv:4 is broken: unexpected"),
+    "twice.csv": (b"text,id,text\na,1,b\n", "twice.csv has two columns 'text'; rename"),
+    "twice.tsv": (b"text\tid\tid\na\t1\t2\n", "twice.tsv has two columns 'id'; rename"),
     "squad.json": (b'{"version": "1.1", "data": []}', "set ?format=squad"),
     "none.squad": (b'{"data": [{"paragraph": []}]}', "none.squad is not SQuAD's JSON"),
     "half.squad": (b'{"data": [', "half.squad is not SQuAD's JSON: JSONDecodeError"),

@@ -240,9 +240,9 @@ def test_answers_may_stand_in_columns():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"question": None}, "squad.json:7 has no 'question'"),
+        ({"question": None}, "squad.json:7: 'question' is null"),
         ({"question": 5}, "squad.json:7: 'question' is 5, not a text"),
-        ({"answers": None}, "squad.json:7 has no 'answers'"),
+        ({"answers": None}, "squad.json:7: 'answers' is null"),
         ({"answers": "cat"}, "'answers' is 'cat', not a list of"),
         ({"answers": [{"text": "cat"}]}, "not a list of"),
         ({"answers": {"text": ["cat"], "start": []}}, "not a list of"),

@@ -1,6 +1,7 @@
 """Classes: labels, losses, predictions and odd inputs."""
 
 import dataclasses
+import json
 
 import flax.linen as nn
 import jax
@@ -11,9 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lm.data.files import Row
+from lm.data.pipeline import DataConfig
 from lm.models import bert
 from lm.tasks.classify import Classify, Config
 from lm.text import tokenizers
+from lm.train import begin, workdir
+from lm.train.config import Config as RunConfig
+from lm.train.loop import train
+from lm.train.optim import OptimConfig
 from lm.types import UserError
 
 BYTES = tokenizers.train("bytes", [])
@@ -64,9 +70,18 @@ def test_labels_are_found_sorted_and_counted():
         (TEXTS, {"labels": ("a", "c")}, "'b', which is none of task.labels"),
         ([row({"text": "x"})], {}, "file.jsonl:7 has no 'label'"),
         ([row({"text": "x", "lable": "a"})], {}, "did you mean 'lable'"),
-        ([row({"text": "x", "label": None})], {}, "file.jsonl:7 has no 'label'"),
-        ([row({"text": "x", "label": ["a"]})], {}, "is no label"),
-        ([row({"text": "x", "label": ""})], {}, "is no label"),
+        ([row({"text": "x", "label": None})], {}, "file.jsonl:7: 'label' is null"),
+        ([row({"text": "x", "label": ["a"]})], {}, "no label; .* task.kind=several"),
+        ([row({"text": "x", "label": 0.5})], {}, "no label; .* task.kind=number"),
+        ([row({"text": "x", "label": ""})], {}, "is no label; mend it$"),
+        ([], {}, "there are no training examples; check data.sources"),
+        ([], {"labels": ("a", "b")}, "there are no training examples"),
+        ([], {"kind": "number"}, "there are no training examples"),
+        (
+            [*TEXTS, {"text": "x", "label": "b "}],
+            {},
+            "the labels 'b' and 'b ', which differ only by blanks",
+        ),
     ],
 )
 def test_training_examples_that_cannot_be_learned_from(examples, options, message):
@@ -78,6 +93,141 @@ def test_bad_training_examples_may_be_skipped():
     config = Config(length=32)
     found = Classify.resolve(config, [*TEXTS, {"text": "x"}], True)
     assert found.counts == (1, 2)
+    with pytest.raises(UserError, match="the example has no 'label'"):
+        Classify.resolve(config, [{"text": "x"}], True)
+
+
+def test_labels_may_differ_by_case_or_be_given_though_they_differ_by_blanks():
+    examples = [{"text": "x", "label": label} for label in ("b", "B", "b ")]
+    assert make(examples[:2]).config.labels == ("B", "b")
+    assert make(examples, labels=("b", "b ", "B")).config.counts == (1, 1, 1)
+
+
+def test_numbers_and_truth_values_are_the_labels_that_json_writes():
+    values = [True, "true", False, 1, "1"]
+    config = make([{"text": "x", "label": value} for value in values]).config
+    assert config.labels == ("1", "false", "true") and config.counts == (2, 1, 2)
+
+
+def test_several_labels_may_be_json_in_a_cell():
+    cells = ['["b", "a"]', " []", "", " ", "a", '["a"]', ["b"]]
+    examples = [row({"text": "x", "label": cell}) for cell in cells]
+    task = make(examples, kind="several")
+    assert task.config.labels == ("a", "b") and task.config.counts == (3, 2)
+    found = [document["label"].tolist() for document in task.encode(examples)]
+    assert found == [[1, 0], [], [], [], [0], [0], [1]]
+
+
+@pytest.mark.parametrize(
+    "cell, message",
+    [
+        ("['a', 'b']", "no list in JSON such as"),
+        ('["a"', "no list in JSON such as"),
+        ('["a", null]', "'label' is None, which is no label; mend it; several"),
+        ('["a", ""]', "'label' is '', which is no label; mend it; several"),
+        (None, "'label' is null"),
+    ],
+)
+def test_a_cell_of_no_labels_is_named(cell, message):
+    with pytest.raises(UserError, match=f"file.jsonl:7: .*{message}") as caught:
+        make([row({"text": "x", "label": cell})], kind="several")
+    assert "task.kind" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"thresholds": (0.5, 0.5)}, "task.thresholds is for task.kind=several"),
+        ({"kind": "several", "thresholds": (1.5, 0.5)}, "must be from 0 to 1"),
+        ({"kind": "several", "thresholds": (np.nan, 0.5)}, "must be from 0 to 1"),
+        ({"kind": "several", "thresholds": (-0.1, 0.5)}, "must be from 0 to 1"),
+        ({"moments": (0.0, 1.0)}, "task.moments is for task.kind=number"),
+        ({"kind": "number", "moments": (0.0, 0.0)}, "deviation above 0"),
+        ({"kind": "number", "moments": (np.nan, 1.0)}, "deviation above 0"),
+        ({"kind": "number", "moments": (1.0,)}, "deviation above 0"),
+    ],
+)
+def test_options_of_another_kind_or_out_of_range(options, message):
+    with pytest.raises(UserError, match=message):
+        Config(**options)
+
+
+def numbers(*values):
+    return [row({"text": "x", "label": value}) for value in values]
+
+
+def test_a_number_is_standardised_and_comes_back_in_its_units():
+    examples = numbers(1_700_000_001, "1700000005.0")
+    task = make(examples, kind="number")
+    assert task.config.moments == (1_700_000_003.0, 2.0)
+    documents = task.encode(examples)
+    found = [float(document["label"].view(np.float32)[0]) for document in documents]
+    assert found == [-1, 1]
+    predictions = [task.decode(e, [{"value": v}]) for e, v in zip(examples, found)]
+    assert [p["value"] for p in predictions] == [1_700_000_001, 1_700_000_005]
+    assert task.score(examples, predictions)["mae"] == 0
+    before = Classify(dataclasses.replace(task.config, moments=()), BYTES)
+    assert before.decode({}, [{"value": 0.5}]) == {"value": 0.5}
+    assert before.encoding != task.encoding
+
+
+def test_moments_may_be_given_and_are_kept():
+    task = make(numbers(1, 2), kind="number", moments=(5.0, 3.0))
+    assert task.config.moments == (5, 3)
+
+
+@pytest.mark.parametrize("value", [0, 0.1, 1e9 / 7, -3e38])
+def test_a_number_that_does_not_vary_is_learned_in_its_own_unit(value):
+    mean, deviation = make(numbers(*[value] * 7), kind="number").config.moments
+    assert mean == pytest.approx(value) and deviation == 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "many", [1], {}, np.nan, "inf", 1e39, pytest.param(10**400, id="huge")],
+)
+def test_what_is_no_number_is_named_or_skipped(value):
+    examples = numbers(2, value, 4)
+    with pytest.raises(UserError, match="file.jsonl:7: 'label' is .*, not a number"):
+        make(examples, kind="number")
+    config = Classify.resolve(Config(kind="number"), examples, True)
+    assert config.moments == (3, 1)
+    _, error, _ = Classify(config, BYTES).encode(examples)
+    assert isinstance(error, UserError)
+
+
+def test_numbers_far_from_zero_are_learned(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, size in (("train", 128), ("validation", 32)):
+        lines = []
+        for _ in range(size):
+            words = rng.choice(["good", "bad"], 6)
+            label = 100 + int((words == "good").sum())
+            lines.append(json.dumps({"text": " ".join(words), "label": label}))
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    tokenizers.train("wordpiece", ["good bad"] * 9, 16).save(tmp_path / "tokenizer")
+    config = RunConfig(
+        model=dataclasses.replace(MODEL, vocab_size=16, norm_position="pre"),
+        task=Config(length=16, kind="number", pooling="mean"),
+        data=DataConfig(
+            sources=(str(tmp_path / "{split}.jsonl"),),
+            tokenizer=str(tmp_path / "tokenizer"),
+            data_dir=str(tmp_path),
+        ),
+        optim=OptimConfig(learning_rate=1e-2),
+        batch_size=32,
+        num_train_steps=60,
+        warmup_steps=5,
+    )
+    result = train(config, tmp_path / "run")
+    assert result["eval/validation/r2"] > 0.8 and result["eval/validation/mae"] < 0.6
+    kept = workdir.load_config(tmp_path / "run").task
+    assert 102 < kept.moments[0] < 104 and 1 < kept.moments[1] < 1.5
+    # The same command goes on with them, another kind does not take them over.
+    before = dataclasses.replace(config, task=kept)
+    assert begin.inherit(config, before) == before
+    other = dataclasses.replace(config, task=Config(length=16, kind="several"))
+    assert begin.inherit(other, before) == other
 
 
 def test_a_label_that_training_never_saw_is_named():
@@ -114,7 +264,7 @@ def test_loss_is_a_sum_over_real_rows(kind):
     predictions = predict(task, model, params, examples)
     if kind == "number":
         squares = [(p["value"] - x) ** 2 for p, x in zip(predictions, labels)]
-        np.testing.assert_allclose(total, sum(squares), rtol=1e-4)
+        np.testing.assert_allclose(total, sum(squares) / np.var(labels), rtol=1e-4)
     if kind == "one":
         nats = [-np.log(p["probabilities"][x]) for p, x in zip(predictions, labels)]
         np.testing.assert_allclose(total, sum(nats), rtol=1e-4)

@@ -64,7 +64,7 @@ def test_the_longer_text_is_cut_first(size_a, size_b, room):
     "bad, message",
     [
         (Row({"text": "a", "label": "x"}, "file:3"), "file:3 has no 'second'"),
-        (example("a", None), "file.jsonl:7 has no 'second'"),
+        (example("a", None), "file.jsonl:7: 'second' is null"),
         (example("a", 3), "file.jsonl:7: 'second' is 3, not a text"),
         (example("a", "b", "z"), "the label 'z'"),
     ],
@@ -73,6 +73,23 @@ def test_a_bad_pair_stands_alone(bad, message):
     before, error, after = make_pairs(length=16).encode([PAIRS[0], bad, PAIRS[1]])
     assert isinstance(error, UserError) and message in str(error)
     assert (before["label"].tolist(), after["label"].tolist()) == ([0], [1])
+
+
+def test_fields_in_use_are_not_suggested_as_the_second_text():
+    near = {"text": "a", "texts": "b", "label": "x"}
+    task = Pair(Config(labels=("x", "y")), BYTES)
+    errors = task.encode([Row(near, "file:3"), Row({"text": "", "label": "x"}, "f:4")])
+    lines = [str(error) for error in errors]
+    assert "file:3 has no 'text_b'; did you mean 'texts'?" in lines[0]
+    assert lines[1].startswith("f:4 has no 'text_b'; mend it")
+
+
+def test_a_number_of_pairs_is_standardised():
+    examples = [example("a", "b", 4), example("c", "d", 8)]
+    task = make(examples, text_b="second", kind="number")
+    assert task.config.moments == (6, 2)
+    found = [d["label"].view(np.float32).tolist() for d in task.encode(examples)]
+    assert found == [[-1], [1]]
 
 
 def test_pairs_that_are_too_long_are_cut_or_refused():

@@ -135,9 +135,7 @@ def test_a_bad_example_stands_alone(bad, message):
 def test_predicting_takes_any_texts(text, query):
     for kind in rank.KINDS:
         task = Rank(Config(length=24, query_length=8, kind=kind), BYTES)
-        batch = batch_of(
-            task, [{"text": text, "query": query}], encode="encode_inputs"
-        )
+        batch = batch_of(task, [{"text": text, "query": query}], encode="encode_inputs")
         assert batch["segment_ids"].any() and batch["query_segment_ids"].any()
 
 
@@ -146,8 +144,7 @@ def may_choose(examples):
     return np.array(
         [
             [
-                i == j
-                or (a["text"] != b["text"] and a["query"] != b["query"])
+                i == j or (a["text"] != b["text"] and a["query"] != b["query"])
                 for j, b in enumerate(examples)
             ]
             for i, a in enumerate(examples)

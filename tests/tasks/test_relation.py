@@ -93,7 +93,20 @@ def test_long_texts_may_be_refused():
 
 @pytest.mark.parametrize(
     "head",
-    [(3, 3), (-1, 2), (0, 13), (2, 1), (0,), (0, 1, 2), "ann", ("0", "3"), 5, 0.5, "1"],
+    [
+        (3, 3),
+        (-1, 2),
+        (0, 13),
+        (2, 1),
+        (0,),
+        (0, 1, 2),
+        "ann",
+        ("0", "3"),
+        5,
+        0.5,
+        "1",
+        "[1]",
+    ],
 )
 def test_what_is_no_span_is_named(head):
     fine, bad = make().encode([row(), row(head=head)])
@@ -102,9 +115,14 @@ def test_what_is_no_span_is_named(head):
     assert "file.jsonl:7: 'head' is" in str(bad) and "12 characters" in str(bad)
 
 
+def test_a_span_that_is_broken_json_is_named():
+    (error,) = make().encode([row(head="[0, 3")])
+    assert "file.jsonl:7: 'head' is '[0, 3', no list in JSON" in str(error)
+
+
 def test_a_missing_span_or_label_is_named():
     documents = make().encode([row(tail=None), row(label="c")])
-    assert "file.jsonl:7 has no 'tail'" in str(documents[0])
+    assert "file.jsonl:7: 'tail' is null" in str(documents[0])
     assert "file.jsonl:7 has the label 'c'" in str(documents[1])
 
 

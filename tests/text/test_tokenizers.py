@@ -456,7 +456,7 @@ def test_a_size_that_does_not_fit_names_one_that_does(kind, low):
         ("bytes", {"normalization": "nfkc"}, "never normalised"),
         ("chars", {"character_coverage": 0.5}, "character_coverage is 0.5"),
         ("chars", {"num_sentinels": -1}, "num_sentinels must be at least 0"),
-        ("chars", {"max_sentences": 0}, "max_sentences at least 1"),
+        ("chars", {"max_sentences": 0}, "max_sentences must be at least 1"),
     ],
 )
 def test_options_that_do_not_fit(kind, options, message):
