@@ -169,7 +169,7 @@ def _folds(args: Namespace, config: Any) -> tuple[Any, list[Example], list[Part]
         labels, groups, number, config.seed, is_one and not args.leave_one_out
     )
     names = [name for name in ("counts", "moments") if hasattr(task.config, name)]
-    found = {name: () for name in names}
+    found = dict.fromkeys(names, ())
     task_config = dataclasses.replace(task.config, **found)
     parts = []
     for k, fold in enumerate(folds, 1):

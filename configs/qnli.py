@@ -7,10 +7,10 @@ articles is in another split.
     python -m tools.fetch_data squad_sentences
     python -m tools.train_tokenizer --source=tfds:squad_sentences \\
         --source="tfds:squad_sentences?text=text_b" --kind=wordpiece \\
-        --normalization=nfkc_cf --vocab-size=8192 --output=data/tokenizers/squad_sentences
-    python -m lm.train --config=configs/squad_sentences.py --workdir=runs/squad_sentences
-    python -m lm.evaluate --workdir=runs/squad_sentences --split=test
-    python -m lm.predict --workdir=runs/squad_sentences --text="Who won?" \\
+        --normalization=nfkc_cf --vocab-size=8192 --output=data/tokenizers/qnli
+    python -m lm.train --config=configs/qnli.py --workdir=runs/qnli
+    python -m lm.evaluate --workdir=runs/qnli --split=test
+    python -m lm.predict --workdir=runs/qnli --text="Who won?" \\
         --field=text_b="The Broncos won by 24 to 10."
 
 Not trained to its end here yet.
@@ -48,7 +48,7 @@ def get_config():
             ),
             data=DataConfig(
                 sources=("tfds:squad_sentences",),
-                tokenizer="data/tokenizers/squad_sentences",
+                tokenizer="data/tokenizers/qnli",
             ),
             optim=OptimConfig(learning_rate=1e-3),
             checkpoint=CheckpointConfig(best_metric="accuracy", best_mode="max"),
