@@ -158,7 +158,9 @@ def override(config: Any, word: str) -> None:
         where += f".{part}"
         owner, old = old, old[part]
     if isinstance(old, config_dict.ConfigDict):
-        raise UserError(f"{where} has fields{suggest('name', list(old))}; set one")
+        raise UserError(
+            f"{where} has fields of its own; set one, such as {where}.{next(iter(old))}"
+        )
     value: Any = text
     if not isinstance(old, str):
         try:

@@ -240,7 +240,7 @@ def _without_near(
 
 def _name(args: Namespace, split: str) -> str:
     """Returns what a report is of, as part of a file's name."""
-    others = (re.sub(r"\W+", "-", source).strip("-") for source in args.source)
+    others = (re.sub(r"\W+", "-", source[-40:]).strip("-") for source in args.source)
     return "-".join([split, *others])
 
 

@@ -42,7 +42,7 @@ def test_config_builds_without_memory(path):
     "override, said",
     [
         ("--config.optim.lerning_rate=1", "learning_rate"),
-        ("--config.optim=1", "config.optim must be of type ConfigDict"),
+        ("--config.optim=1", "config.optim has fields of its own; set one, such as"),
         ("--config.optim.b1.x=1", "unknown key config.optim.b1.x"),
         ("--config.batch_size=many", "config.batch_size must be of type int"),
         ("--config.batch_size=1.5", "config.batch_size must be of type int"),
