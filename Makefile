@@ -50,7 +50,7 @@ bench: install .venv-bench/.installed
 # Resolve again for both lines: jax 0.10.2 on Python 3.11, the newest on 3.12.
 lock: install
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev \
+	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --extra export \
 	  --no-header --no-annotate pyproject.toml --output-file requirements.lock
 
 clean:
