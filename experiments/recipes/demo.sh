@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole pipeline on real text, in minutes on a CPU: fetch, tokenise, pretrain a GPT
-# and a BERT, kill and resume, evaluate, generate, fine-tune the BERT. `make demo`
-# installs and runs it.
+# and a BERT, kill and resume, evaluate, generate, fine-tune the BERT, export it. `make
+# demo` installs and runs it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=.venv/bin/python
@@ -59,12 +59,18 @@ say "Evaluate it, beside a linear model of tf-idf, and predict"
 "$python" -m lm.predict --workdir="$demo/classifier" \
   --text="The striker scored twice, and the match ended in a draw."
 
+say "Export it to TF Lite in int8, and classify with that file alone"
+"$python" -m tools.export --workdir="$demo/classifier" --quantize=int8 --overwrite
+"$python" "$demo/classifier/export/tflite-int8/client.py" \
+  "The striker scored twice, and the match ended in a draw."
+
 say "What was made"
 "$python" -m tools.inspect "$demo/gpt" "$demo/bert" "$demo/classifier"
 cat <<END
 
 Where to look next:
   $demo/classifier/report-test.html     scores, intervals, mistakes: open it in a browser
+  $demo/classifier/export/tflite-int8   the TF Lite file, and what it needs
   $demo/*/metrics.jsonl     every number of the runs, a JSON object a line
   .venv/bin/tensorboard --logdir=$demo
   .venv/bin/python -m lm.generate --workdir=$demo/gpt      type a prompt
