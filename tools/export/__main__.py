@@ -20,7 +20,6 @@ from lm import cli
 from lm.config import check_choice, check_range
 from lm.types import UserError
 
-TASKS = ("classify", "pair")
 FORMATS = ("tflite",)
 
 parser = cli.make_parser(__doc__)
@@ -62,11 +61,6 @@ def main(args: Namespace) -> dict[str, Any]:
 
     loaded = workdir.load(Path(args.workdir), args.step)
     config = loaded.config
-    if config.task.name not in TASKS:
-        raise UserError(
-            f"task {config.task.name} cannot be exported; those that can are "
-            f"{', '.join(TASKS)}"
-        )
     name = f"{args.format}-{args.quantize}".removesuffix("-none")
     output = Path(args.output or Path(args.workdir, "export", name))
     split = args.split or config.data.eval_split
@@ -92,7 +86,7 @@ def main(args: Namespace) -> dict[str, Any]:
             raise UserError(
                 f"{proof['score']} falls from {proof['before']:.4f} to "
                 f"{proof['after']:.4f}, more than --tolerance {args.tolerance}; choose "
-                "another --quantize"
+                "another --quantize, or a longer --max-len"
             )
     print(f"wrote {output}")
     return {"output": str(output), **proof}

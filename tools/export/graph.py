@@ -1,11 +1,13 @@
 """A task's prediction as functions of fixed shapes, with the parameters inside.
 
 What is exported is `Task.predict` of the model that was trained, in float32: its layers
-one by one instead of scanned, and a lookup in a table marked as one, so that a
-converter knows it and can quantise the table.
+one by one instead of scanned, lookups in tables and GELU marked as such, so that a
+converter has one operation for each and can quantise the tables.
 """
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,15 +18,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.nn.layers import Embed
-from lm.nn.transformer import unstack_layers
-from lm.tasks import Predictive, rank
+from lm.nn.transformer import ACTIVATIONS, unstack_layers
 from lm.train.workdir import Loaded
 from lm.types import Batch, UserError
 
+TASKS = ("classify", "pair")
+
+# LiteRT's converter knows these by their names, and what they are made of is the rest
+# of the world's to run.
 _take = jax.lax.composite(
     lambda ids, table: jnp.take(table, ids, axis=0, mode="clip"),
     name="odml.embedding_lookup",
 )
+_gelu = jax.lax.composite(
+    lambda x, approximate: jax.nn.gelu(x, approximate=approximate == "tanh"),
+    name="aten.gelu.default",
+)
+_MARKED = {
+    "gelu": functools.partial(_gelu, approximate="none"),
+    "gelu_tanh": functools.partial(_gelu, approximate="tanh"),
+}
 
 
 @dataclass(frozen=True)
@@ -44,24 +57,17 @@ class Signature:
     outputs: Mapping[str, jax.ShapeDtypeStruct]
 
 
-def signatures(
-    loaded: Loaded, lengths: Sequence[int], batch_size: int = 1
-) -> Iterator[Signature]:
-    """Yields the prediction of a workdir's task, once for each length.
-
-    Args:
-        loaded: The workdir's model.
-        lengths: Of rows, in tokens.
-        batch_size: Rows at a time.
+def signatures(loaded: Loaded, lengths: Sequence[int]) -> Iterator[Signature]:
+    """Yields the prediction of a workdir's task for a row of each of these lengths.
 
     Raises:
-        UserError: If the task predicts nothing, or a length is more than the model's.
+        UserError: If the task cannot be exported, or a length is more than its own.
     """
-    task = loaded.task
-    if not isinstance(task, Predictive):
+    task: Any = loaded.task
+    if task.config.name not in TASKS:
         raise UserError(
-            f"task {loaded.config.task.name} has no prediction to export; choose the "
-            "workdir of a task that lm.predict serves"
+            f"task {task.config.name} cannot be exported; those that can are "
+            f"{', '.join(TASKS)}"
         )
     longest = loaded.config.task.length
     config = dataclasses.replace(
@@ -71,7 +77,9 @@ def signatures(
     params = unstack_layers(jax.tree.map(np.asarray, jax.device_get(loaded.params)))
 
     def predict(batch: Batch) -> Batch:
-        with nn.intercept_methods(_look_up):
+        # One type for all tokens, or else T vectors of it become a table of their own.
+        batch = {"type_ids": jnp.zeros((1, 1), jnp.int32)} | dict(batch)
+        with nn.intercept_methods(_look_up), _marked_activations():
             return task.predict(model, params, batch)
 
     for length in lengths:
@@ -79,24 +87,15 @@ def signatures(
             raise UserError(
                 f"--max-len {length} is not from 3 to task.length, {longest}"
             )
-        row = task.features([], capacity(task, length), np.random.default_rng(0))
+        row = task.features([], (length,), np.random.default_rng(0))
         shapes = {
-            name: jax.ShapeDtypeStruct((batch_size, *value.shape), value.dtype)
+            name: jax.ShapeDtypeStruct((1, *value.shape), value.dtype)
             for name, value in row.items()
         }
         used = _used(predict, shapes)
         outputs = jax.eval_shape(predict, used)
         name = "serving_default" if len(lengths) == 1 else f"length_{length}"
         yield Signature(name, predict, used, outputs)
-
-
-def capacity(task: Any, length: int) -> tuple[int, ...]:
-    """Returns the sizes of a row of the task's that has `length` tokens."""
-    if not isinstance(task, rank.Rank):
-        return (length,)
-    if task.config.kind == "dual":  # a query is embedded as a text is
-        return length, 0, 0
-    return length - task.config.query_length, task.config.query_length, 0
 
 
 def _used(
@@ -107,6 +106,17 @@ def _used(
     exported = jax.export.export(jax.jit(predict))(dict(shapes))
     kept = {names[index] for index in exported.module_kept_var_idx}
     return {name: shape for name, shape in shapes.items() if name in kept}
+
+
+@contextlib.contextmanager
+def _marked_activations() -> Iterator[None]:
+    """Puts what is marked in the place of the model's activations."""
+    plain = dict(ACTIVATIONS)
+    ACTIVATIONS.update(_MARKED)
+    try:
+        yield
+    finally:
+        ACTIVATIONS.update(plain)
 
 
 def _look_up(

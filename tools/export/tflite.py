@@ -1,6 +1,8 @@
 """TF Lite files by the direct route: StableHLO to a flatbuffer, without TensorFlow."""
 
+import contextlib
 import importlib
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,7 +105,8 @@ def quantize(model: bytes, how: str) -> bytes:
             made.add_dynamic_config(".*", every, 4, QuantGranularity.BLOCKWISE_32)
             made.add_dynamic_config(".*", lookup, 8)
     try:
-        result = made.quantize(enable_progress_bar=False, enable_progress_report=False)
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+            result = made.quantize(enable_progress_report=False)
     except (ValueError, RuntimeError) as error:
         line = " ".join(str(error).split())[:300]
         raise UserError(
