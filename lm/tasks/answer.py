@@ -356,7 +356,8 @@ class Answer(Predictive):
             f1 = self.score([example], [prediction])["f1"]
             row = {
                 "text": self.text_of(example),
-                "gold": [text for text, _ in self.answers_of(example)],
+                # Several people may have given the same.
+                "gold": list(dict.fromkeys(t for t, _ in self.answers_of(example))),
                 "predicted": prediction["answer"],
                 "probability": prediction["score"],
             }
