@@ -9,9 +9,8 @@ tokens of each.
     python -m lm.train --config=configs/spam.py --workdir=runs/spam
     python -m lm.evaluate --workdir=runs/spam --split=test
 
-Expected: 98.5% of the test mails right (578 of 587), and 98.5% on validation from a
-third of the steps on. Rows of 1,024 tokens are slow: the whole took 36 minutes on 2
-busy CPU cores. tf-idf with logistic regression has 98.6% in 16 seconds.
+Expected: 98.47% of the test mails right (578 of 587), in 8 minutes on 2 busy CPU cores;
+tf-idf with logistic regression has 98.6% in 16 seconds.
 """
 
 from lm.config import to_config_dict
@@ -30,7 +29,7 @@ def get_config():
                 vocab_size=8192,
                 emb_dim=128,
                 num_layers=1,
-                num_heads=4,
+                num_heads=1,
                 head_dim=16,
                 mlp_dim=128,
                 max_len=1024,
@@ -53,9 +52,9 @@ def get_config():
             optim=OptimConfig(learning_rate=2e-3),
             checkpoint=CheckpointConfig(best_metric="accuracy", best_mode="max"),
             batch_size=32,
-            num_train_steps=900,
+            num_train_steps=450,
             warmup_steps=50,
-            eval_every_steps=150,
-            checkpoint_every_steps=900,
+            eval_every_steps=75,
+            checkpoint_every_steps=450,
         )
     )
