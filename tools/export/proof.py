@@ -41,11 +41,12 @@ for _ in range(int(repeats)):
     began = time.perf_counter()
     model.run(longest)
     seconds.append(time.perf_counter() - began)
-status = open("/proc/self/status").read()
+status = open("/proc/self/status").read() if sys.platform == "linux" else ""
+peak = re.search(r"VmHWM:\s*(\d+)", status)
 print(json.dumps({
     "length": longest["inputs"].shape[1],
     "seconds": sorted(seconds)[len(seconds) // 2],
-    "peak_mb": int(re.search(r"VmHWM:\s*(\d+)", status)[1]) / 1024,
+    "peak_mb": int(peak[1]) / 1024 if peak else None,
 }))
 """
 
@@ -72,7 +73,7 @@ def prove(
         `examples`, `score` (its name), `before` and `after`, `agreement` (the share of
         equal predictions), `max_error` of probabilities or numbers, and of the longest
         row `latency_ms` and `jax_latency_ms`, each with 2 threads or what JAX takes,
-        and `peak_mb` of the process.
+        and `peak_mb` of the process, None off Linux.
 
     Raises:
         UserError: If the artefact does not run.
