@@ -13,6 +13,8 @@ from lm import cli
 def main(args):
     {body}
 
+# A background job has it ignored, and hands that on.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 cli.run(main, cli.make_parser("A command."))
 """
 
