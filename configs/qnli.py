@@ -13,8 +13,8 @@ articles is in another split.
     python -m lm.predict --workdir=runs/qnli --text="Who won?" \\
         --field=text_b="The Broncos won by 24 to 10."
 
-Expected: 56% of the test pairs right, in 6 minutes on 2 CPU cores, which is little more
-than chance: without pretraining 12,526 pairs do not teach to compare two texts. A linear
+Expected: 56% of the test pairs right, in 6 minutes on 2 CPU cores, little more than
+chance: without pretraining 12,526 pairs do not teach to compare two texts. A linear
 model that is given the words that both share has 80%; set `init_from` to a pretrained
 workdir.
 """
