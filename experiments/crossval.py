@@ -157,11 +157,6 @@ def _folds(args: Namespace, config: Any) -> tuple[Any, list[Example], list[Part]
     groups = folds_lib.group(map(task.text_of, examples), values)
     number = args.folds or len(np.unique(groups))
     if args.leave_one_out:
-        if config.task.name == "rank":
-            raise UserError(
-                "a text is ranked among those of its split, and --leave-one-out leaves "
-                "it alone; set --folds"
-            )
         _check_number(config.task.name, number)
     labels = folds_lib.labels_of(task, examples)
     is_one = getattr(task.config, "kind", "") == "one"
@@ -190,15 +185,15 @@ def _folds(args: Namespace, config: Any) -> tuple[Any, list[Example], list[Part]
 
 def _check_number(name: str, number: int) -> None:
     """Raises a UserError unless it makes sense to leave one out, so many times."""
+    if name == "rank":
+        raise UserError(
+            "a text is ranked among those of its split, and --leave-one-out leaves it "
+            "alone; set --folds"
+        )
     if number > MOST:
         raise UserError(
             f"--leave-one-out would make {number:,} folds, more than {MOST}; set "
             "--folds=10"
-        )
-    if name == "rank":
-        raise UserError(
-            "task rank compares the texts of a split, and --leave-one-out leaves one; "
-            "set --folds"
         )
 
 

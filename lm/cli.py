@@ -180,6 +180,13 @@ class Status:
 def json_line(value: Any) -> str:
     """Returns JSON in one line; arrays are lists, half a character is U+FFFD."""
     text = json.dumps(value, ensure_ascii=False, default=lambda array: array.tolist())
+    return valid(text)
+
+
+def valid(text: str) -> str:
+    """Returns the text with U+FFFD for every surrogate that lacks its other half."""
+    if text.isascii():
+        return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lm.cli import valid
 from lm.types import UserError
 
 CONFIG = "tokenizer_config.json"
@@ -149,7 +150,7 @@ class Tokenizer(abc.ABC):
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Encodes texts in parallel; see `encode`."""
-        texts = [_valid(text) for text in texts]
+        texts = [valid(text) for text in texts]
         found = self._encode(texts)
         # Some foreign vocabularies hold their marks as ordinary pieces too.
         if found and self._forbidden[np.concatenate(found)].any():
@@ -327,10 +328,3 @@ def piece_bytes(piece: str, has_bytes: bool) -> bytes:
     if has_bytes and (match := _BYTE.fullmatch(piece)):
         return bytes([int(match[1], 16)])
     return piece.replace("\u2581", " ").encode()
-
-
-def _valid(text: str) -> str:
-    """Returns the text with U+FFFD for every surrogate that lacks its other half."""
-    if text.isascii():
-        return text
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

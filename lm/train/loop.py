@@ -123,7 +123,6 @@ def _train(run: Run, workdir: Path, profile: range) -> dict[str, Any]:
     """Finds out where to begin, and that nothing later will fail, and begins."""
     config = run.config
     check_memory(run.abstract)
-    build_batches(run)
     # Evaluations come after long training: what they need is looked for now.
     evaluator = build_evaluator(run)
     evaluator.check_metric(config.checkpoint.best_metric, run.abstract.params)
