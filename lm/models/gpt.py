@@ -91,7 +91,7 @@ class Model(nn.Module):
         prefix = batch.get("prefix_mask")
         if prefix is not None:
             prefix = jnp.pad(prefix, ((0, 0), (0, cache_len - prefix.shape[1])))
-        hidden, cache = self._cached(inputs, positions, index, cache, prefix)
+        hidden, cache = self.extend(inputs, positions, index, cache, prefix)
         last = jnp.maximum(real.sum(axis=1) - 1, 0)
         hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
         return self._output(hidden).logits.dense()[:, 0], cache
@@ -101,10 +101,10 @@ class Model(nn.Module):
     ) -> tuple[Array, PyTree]:
         """Reads one token [B] of each row at its position [B]; as `prefill`."""
         positions = positions[:, None]
-        hidden, cache = self._cached(tokens[:, None], positions, positions, cache)
+        hidden, cache = self.extend(tokens[:, None], positions, positions, cache)
         return self._output(hidden).logits.dense()[:, 0], cache
 
-    def _cached(
+    def extend(
         self,
         inputs: Array,
         positions: Array,
@@ -112,6 +112,15 @@ class Model(nn.Module):
         cache: PyTree,
         prefix: Array | None = None,
     ) -> tuple[Array, PyTree]:
+        """Reads more tokens of each row; returns their states and the new cache.
+
+        Args:
+            inputs: [B, T].
+            positions: Of the tokens in their text [B, T].
+            index: Where their keys go in the cache [B, T].
+            cache: As of `prefill`.
+            prefix: Places of the cache [B, S] that are seen in both directions.
+        """
         window = self.config.window
         mask = Mask(query_index=index, prefix=prefix, causal=True, window=window)
         x = self.embedder(inputs, positions, True)

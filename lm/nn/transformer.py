@@ -185,6 +185,15 @@ class Cache:
     key: Array
     value: Array
 
+    def write(self, key: Array, value: Array, index: Array) -> "Cache":
+        """Puts keys and values [B, T, K, H] at places [B, T] of one layer's cache."""
+        rows = jnp.arange(index.shape[0])[:, None]
+        # Places beyond the cache are those of padding: dropped.
+        return self.replace(
+            key=self.key.at[rows, index].set(key, mode="drop"),
+            value=self.value.at[rows, index].set(value, mode="drop"),
+        )
+
 
 @flax.struct.dataclass
 class Context:
@@ -262,11 +271,11 @@ class Attention(nn.Module):
             assert source is not None
             key = project("key", K, "kv_heads", source)
             value = project("value", K, "kv_heads", source)
-            if cache is not None and not self.cross:
-                rows = jnp.arange(x.shape[0])[:, None]
-                # Places beyond the cache are those of padding: dropped.
-                key = cache.key.at[rows, mask.query_index].set(key, mode="drop")
-                value = cache.value.at[rows, mask.query_index].set(value, mode="drop")
+            if cache is not None and self.cross:
+                cache = Cache(key, value)
+            elif cache is not None:
+                cache = cache.write(key, value, mask.query_index)
+                key, value = cache.key, cache.value
         rate = config.attention_dropout_rate
         drops = rate > 0 and not context.deterministic
         out = dot_product_attention(
@@ -290,7 +299,7 @@ class Attention(nn.Module):
             config.dtype,
             name="out",
         )(out)
-        return out, None if cache is None else Cache(key, value)
+        return out, cache
 
 
 def residual_stddev(config: TransformerConfig, fan_in: int, num_layers: int) -> float:
@@ -401,10 +410,16 @@ class Stack(nn.Module):
     def __call__(
         self, x: Array, context: Context, cache: PyTree = None
     ) -> tuple[Array, PyTree]:
-        """Maps [B, T, D] to [B, T, D], and a cache ([L, …] leaves) to the new one."""
+        """Maps [B, T, D] to [B, T, D], and a cache to the new one.
+
+        A cache has leaves [L, …]; without `scan_layers` it may be a list of L.
+        """
         config, L = self.config, self.num_layers
         if config.position_encoding == "relative":
-            keys = x.shape[1] if cache is None else cache["attention"].key.shape[2]
+            keys = x.shape[1]
+            if cache is not None:
+                first = cache[0] if isinstance(cache, list) else cache
+                keys = first["attention"].key.shape[-3]
             bias = self._relative_bias(context, x.shape[1], keys)
             context = dataclasses.replace(context, bias=bias)
         block = Block
@@ -429,10 +444,15 @@ class Stack(nn.Module):
         else:
             caches = []
             for i in range(L):
-                one = jax.tree.map(lambda leaf: leaf[i], cache)  # noqa: B023
+                if isinstance(cache, list):
+                    one = cache[i]
+                else:
+                    one = jax.tree.map(lambda leaf: leaf[i], cache)  # noqa: B023
                 x, one = block(*arguments, name=f"layers_{i}")(x, one, context)
                 caches.append(one)
-            if cache is not None:
+            if isinstance(cache, list):
+                cache = caches
+            elif cache is not None:
                 cache = jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
         if config.norm_position == "pre":
             x = make_norm(config, "final_norm")(x)

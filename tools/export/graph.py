@@ -1,43 +1,29 @@
-"""A task's prediction as functions of fixed shapes, with the parameters inside.
+"""A task's prediction as functions of fixed shapes: what every format is made of.
 
-What is exported is `Task.predict` of the model that was trained, in float32: its layers
-one by one instead of scanned, lookups in tables and GELU marked as such, so that a
-converter has one operation for each and can quantise the tables.
+What is exported is the model that was trained, in float32, its layers one by one
+instead of scanned. An encoder's functions are `Task.predict` for each length of a row. A
+decoder's are `prefill` and `decode`, with the cache of keys and values as inputs and
+outputs, named as LiteRT-LM names them; an encoder-decoder's are `encode` and `decode`.
+
+Axes: B batch (1), T time, S places of a cache, K key/value heads, H head_dim, V vocab.
 """
 
-import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.nn.layers import Embed
-from lm.nn.transformer import ACTIVATIONS, unstack_layers
+from lm.nn.transformer import Cache, unstack_layers
+from lm.tasks import Predictive
 from lm.train.workdir import Loaded
-from lm.types import Batch, UserError
+from lm.types import Array, Batch, Params, UserError
 
-TASKS = ("classify", "pair")
-
-# LiteRT's converter knows these by their names, and what they are made of is the rest
-# of the world's to run.
-_take = jax.lax.composite(
-    lambda ids, table: jnp.take(table, ids, axis=0, mode="clip"),
-    name="odml.embedding_lookup",
-)
-_gelu = jax.lax.composite(
-    lambda x, approximate: jax.nn.gelu(x, approximate=approximate == "tanh"),
-    name="aten.gelu.default",
-)
-_MARKED = {
-    "gelu": functools.partial(_gelu, approximate="none"),
-    "gelu_tanh": functools.partial(_gelu, approximate="tanh"),
-}
+Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
 
 @dataclass(frozen=True)
@@ -46,89 +32,280 @@ class Signature:
 
     Attributes:
         name: Its name there.
-        function: From a batch to outputs.
-        inputs: The shape and type of each input.
+        length: T of its rows; of `decode`, S.
+        function: From parameters and inputs to outputs. All outputs have B first, and
+            all inputs but `input_pos`; any B will do.
+        inputs: The shape and type of each input, for B = 1.
         outputs: Those of each output.
     """
 
     name: str
-    function: Callable[[Batch], Batch]
-    inputs: Mapping[str, jax.ShapeDtypeStruct]
-    outputs: Mapping[str, jax.ShapeDtypeStruct]
+    length: int
+    function: Callable[[Params, Batch], Batch]
+    inputs: Shapes
+    outputs: Shapes
 
 
-def signatures(loaded: Loaded, lengths: Sequence[int]) -> Iterator[Signature]:
-    """Yields the prediction of a workdir's task for a row of each of these lengths.
+@dataclass(frozen=True)
+class Graph:
+    """A model as functions of the same parameters.
+
+    Attributes:
+        architecture: `encoder`, `decoder` or `encoder_decoder`: how it is run.
+        params: In NumPy, float32.
+        signatures: At least one.
+    """
+
+    architecture: str
+    params: Params
+    signatures: tuple[Signature, ...]
+
+    @property
+    def length(self) -> int:
+        """Of the longest row."""
+        return max(signature.length for signature in self.signatures)
+
+
+@flax.struct.dataclass
+class Consecutive(Cache):
+    """A cache whose rows write at the same places, one behind the other.
+
+    A slice is one operation everywhere; what `Cache` writes is a scatter.
+    """
+
+    def write(self, key: Array, value: Array, index: Array) -> "Consecutive":
+        """See `Cache`."""
+        place = (0, index[0, 0], 0, 0)
+        return self.replace(
+            key=jax.lax.dynamic_update_slice(self.key, key, place),
+            value=jax.lax.dynamic_update_slice(self.value, value, place),
+        )
+
+
+def build(loaded: Loaded, lengths: Sequence[int] = ()) -> Graph:
+    """Returns the functions of a workdir's model.
+
+    Args:
+        loaded: The model.
+        lengths: Of rows, in tokens; a decoder's are those of prompts, and the longest
+            is S. By default what the task was trained with.
 
     Raises:
-        UserError: If the task cannot be exported, or a length is more than its own.
+        UserError: If the task predicts nothing that can be exported, or a length is
+            more than the model's.
     """
     task: Any = loaded.task
-    if task.config.name not in TASKS:
-        raise UserError(
-            f"task {task.config.name} cannot be exported; those that can are "
-            f"{', '.join(TASKS)}"
-        )
-    longest = loaded.config.task.length
     config = dataclasses.replace(
         loaded.config.model, scan_layers=False, remat="none", dtype="float32"
     )
-    model = task.build_model(config)
+    model: Any = task.build_model(config)
     params = unstack_layers(jax.tree.map(np.asarray, jax.device_get(loaded.params)))
+    if isinstance(task, Predictive):
+        architecture, made = "encoder", _encoder(task, model, lengths)
+    elif model.architecture == "decoder":
+        architecture, made = "decoder", _decoder(task, model, lengths)
+    elif model.architecture == "encoder_decoder":
+        architecture, made = "encoder_decoder", _encoder_decoder(task, model, lengths)
+    else:
+        raise UserError(
+            f"task {task.config.name} predicts nothing that can be exported; fine-tune "
+            "the model with another, for example classify"
+        )
+    return Graph(architecture, params, tuple(_signatures(made, params)))
 
-    def predict(batch: Batch) -> Batch:
-        # One type for all tokens, or else T vectors of it become a table of their own.
-        batch = {"type_ids": jnp.zeros((1, 1), jnp.int32)} | dict(batch)
-        with nn.intercept_methods(_look_up), _marked_activations():
-            return task.predict(model, params, batch)
 
-    for length in lengths:
-        if not 3 <= length <= longest:
-            raise UserError(
-                f"--max-len {length} is not from 3 to task.length, {longest}"
-            )
-        row = task.features([], (length,), np.random.default_rng(0))
-        shapes = {
-            name: jax.ShapeDtypeStruct((1, *value.shape), value.dtype)
-            for name, value in row.items()
-        }
-        used = _used(predict, shapes)
-        outputs = jax.eval_shape(predict, used)
-        name = "serving_default" if len(lengths) == 1 else f"length_{length}"
-        yield Signature(name, predict, used, outputs)
+# A name, a length, a function, and inputs.
+_Made = Iterator[tuple[str, int, Callable[[Params, Batch], Batch], Shapes]]
+
+
+def _signatures(made: _Made, params: Params) -> Iterator[Signature]:
+    """Yields functions with those inputs on which their outputs depend."""
+    found: dict[Any, list[str]] = {}
+    for name, length, function, inputs in made:
+        kind = name.partition("_")[0], *inputs
+        if kind not in found:
+            found[kind] = _used(function, params, inputs)
+        used = {name: inputs[name] for name in found[kind]}
+        outputs = jax.eval_shape(function, params, used)
+        yield Signature(name, length, function, used, outputs)
 
 
 def _used(
-    predict: Callable[[Batch], Batch], shapes: Mapping[str, jax.ShapeDtypeStruct]
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns those inputs on which the outputs depend."""
-    names = sorted(shapes)
-    exported = jax.export.export(jax.jit(predict))(dict(shapes))
-    kept = {names[index] for index in exported.module_kept_var_idx}
-    return {name: shape for name, shape in shapes.items() if name in kept}
+    function: Callable[[Params, Batch], Batch], params: Params, inputs: Shapes
+) -> list[str]:
+    exported = jax.export.export(jax.jit(function))(params, dict(inputs))
+    first = len(jax.tree.leaves(params))
+    kept = {index - first for index in exported.module_kept_var_idx}
+    return [name for i, name in enumerate(sorted(inputs)) if i in kept]
 
 
-@contextlib.contextmanager
-def _marked_activations() -> Iterator[None]:
-    """Puts what is marked in the place of the model's activations."""
-    plain = dict(ACTIVATIONS)
-    ACTIVATIONS.update(_MARKED)
-    try:
-        yield
-    finally:
-        ACTIVATIONS.update(plain)
+def _encoder(task: Any, model: Any, lengths: Sequence[int]) -> _Made:
+    """Makes `serving_default`, or of several lengths `length_32`, …."""
+    config = task.config
+    longest = getattr(config, "text_length", config.length)
+
+    def predict(params: Params, batch: Batch) -> Batch:
+        # One type for all tokens, or else T vectors of it become a table of their own.
+        batch = {"type_ids": jnp.zeros((1, 1), jnp.int32)} | dict(batch)
+        return task.predict(model, params, batch)
+
+    for length in _checked(lengths or [longest], longest, "task.length"):
+        capacity: tuple[int, ...] = (length,)
+        if config.name == "rank":
+            is_pair = config.kind == "cross"
+            capacity = length, config.query_length if is_pair else 0, 0
+        row = task.features([], capacity, np.random.default_rng(0))
+        inputs = {
+            name: jax.ShapeDtypeStruct((1, *value.shape), value.dtype)
+            for name, value in row.items()
+        }
+        name = "serving_default" if len(lengths) < 2 else f"length_{length}"
+        yield name, length, predict, inputs
 
 
-def _look_up(
-    call: Callable[..., Any],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    context: nn.module.InterceptorContext,
-) -> Any:
-    """Marks the lookup of an `Embed` for LiteRT's converter."""
-    module = context.module
-    if not (isinstance(module, Embed) and context.method_name == "__call__"):
-        return call(*args, **kwargs)
-    (ids,) = args
-    vectors = _take(ids.reshape(-1), module.embedding)
-    return vectors.reshape(*ids.shape, -1)
+def _decoder(task: Any, model: Any, lengths: Sequence[int]) -> _Made:
+    """Makes `prefill_16`, … and `decode`.
+
+    A prompt is read by `prefill`, whose padding repeats the last token's place. Then
+    the prompt's last token is read once more by `decode`, at its place, which returns
+    the logits of what follows.
+    """
+    config, task_config = model.config, task.config
+    size = task_config.length + getattr(task_config, "targets_length", 0)
+    lengths = _checked(
+        lengths or [n for n in (16, 64, 256, 1024) if n < size] + [size],
+        config.max_len if config.position_encoding == "learned" else 1 << 20,
+        "model.max_len",
+    )
+    S = lengths[-1]
+    prefix_lm = getattr(task, "prefix_lm", getattr(task_config, "prefix_lm", False))
+
+    def prefill(params: Params, inputs: Batch) -> Batch:
+        index = _index(inputs)
+        end = index.max(axis=1, keepdims=True)
+        prefix = jnp.arange(S)[None] <= end if prefix_lm else None
+        _, cache = model.apply(
+            {"params": params},
+            inputs["tokens"],
+            index,
+            index,
+            _layers(inputs, config.num_layers),
+            prefix,
+            method="extend",
+        )
+        return _flat(cache)
+
+    def decode(params: Params, inputs: Batch) -> Batch:
+        logits, cache = model.apply(
+            {"params": params},
+            inputs["tokens"][:, 0],
+            _index(inputs)[:, 0],
+            _layers(inputs, config.num_layers),
+            method="step",
+        )
+        return {"logits": logits[:, None], **_flat(cache)}
+
+    cache = _cache_shapes("kv_cache", config, config.num_layers, S)
+    for length in lengths:
+        yield f"prefill_{length}", length, prefill, _read(length) | cache
+    yield "decode", S, decode, _read(1) | cache
+
+
+def _encoder_decoder(task: Any, model: Any, lengths: Sequence[int]) -> _Made:
+    """Makes `encode` and `decode`, or of several lengths `encode_32`, …."""
+    config, task_config = model.config, task.config
+    S = getattr(task_config, "targets_length", task_config.length)
+    L = config.decoder_layers
+    longest = config.max_len if config.position_encoding == "learned" else 1 << 20
+
+    def encode(params: Params, inputs: Batch) -> Batch:
+        read = {f"encoder_{name}": value for name, value in inputs.items()}
+        start = jnp.zeros_like(inputs["inputs"][:, :1])
+        read |= {"inputs": start, "segment_ids": start + 1}
+        _, (cache, _) = model.apply({"params": params}, read, 1, method="prefill")
+        cross = cache["cross_attention"]
+        return {
+            f"cross_cache_{kind}_{i}": getattr(cross, name)[i]
+            for kind, name in (("k", "key"), ("v", "value"))
+            for i in range(L)
+        }
+
+    def decode(params: Params, inputs: Batch) -> Batch:
+        layers = _layers(inputs, L)
+        for i, layer in enumerate(layers):
+            layer["cross_attention"] = _cache(Cache, inputs, "cross_cache", i)
+        logits, (cache, _) = model.apply(
+            {"params": params},
+            inputs["tokens"][:, 0],
+            _index(inputs)[:, 0],
+            (layers, inputs["segment_ids"][None]),
+            method="step",
+        )
+        return {"logits": logits[:, None], **_flat(cache)}
+
+    for length in _checked(lengths or [task_config.length], longest, "model.max_len"):
+        suffix = "" if len(lengths) < 2 else f"_{length}"
+        row = jax.ShapeDtypeStruct((1, length), jnp.int32)
+        source = {"inputs": row, "segment_ids": row}
+        yield f"encode{suffix}", length, encode, source
+        inputs = {
+            **_read(1),
+            "segment_ids": row,
+            **_cache_shapes("kv_cache", config, L, S),
+            **_cache_shapes("cross_cache", config, L, length),
+        }
+        yield f"decode{suffix}", length, decode, inputs
+
+
+def _checked(lengths: Sequence[int], longest: int, name: str) -> list[int]:
+    """Returns lengths in order.
+
+    Raises:
+        UserError: If one is out of range.
+    """
+    for length in lengths:
+        if not 3 <= length <= longest:
+            raise UserError(f"--max-len {length} is not from 3 to {name}, {longest}")
+    return sorted(set(lengths))
+
+
+def _read(length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns inputs of tokens and of the places that they have, whatever the row."""
+    return {
+        "tokens": jax.ShapeDtypeStruct((1, length), jnp.int32),
+        "input_pos": jax.ShapeDtypeStruct((length,), jnp.int32),
+    }
+
+
+def _index(inputs: Batch) -> Array:
+    return jnp.broadcast_to(inputs["input_pos"][None], inputs["tokens"].shape)
+
+
+def _cache_shapes(name: str, config: Any, num_layers: int, size: int) -> Shapes:
+    shape = (1, size, config.kv_heads, config.head_size)
+    return {
+        f"{name}_{kind}_{i}": jax.ShapeDtypeStruct(shape, jnp.float32)
+        for kind in "kv"
+        for i in range(num_layers)
+    }
+
+
+def _cache(kind: type[Cache], inputs: Batch, name: str, i: int) -> Cache:
+    return kind(inputs[f"{name}_k_{i}"], inputs[f"{name}_v_{i}"])
+
+
+def _layers(inputs: Batch, num_layers: int) -> list[dict[str, Cache]]:
+    """Returns each layer's cache of self-attention."""
+    return [
+        {"attention": _cache(Consecutive, inputs, "kv_cache", i)}
+        for i in range(num_layers)
+    ]
+
+
+def _flat(layers: Sequence[Mapping[str, Cache]]) -> dict[str, Array]:
+    """Returns the caches of self-attention as outputs."""
+    return {
+        f"kv_cache_{kind}_{i}": getattr(layer["attention"], name)
+        for i, layer in enumerate(layers)
+        for kind, name in (("k", "key"), ("v", "value"))
+    }

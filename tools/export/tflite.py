@@ -1,15 +1,20 @@
 """TF Lite files by the direct route: StableHLO to a flatbuffer, without TensorFlow."""
 
 import contextlib
+import functools
 import importlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
+from lm.nn.layers import Embed
+from lm.nn.transformer import ACTIVATIONS
 from lm.types import UserError
-from tools.export.graph import Signature
+from tools.export.graph import Graph
 
 # What may be asked for, and what it does.
 QUANTIZATIONS = {
@@ -34,8 +39,26 @@ _FLOAT16 = [
 ]
 
 
-def convert(signatures: Sequence[Signature]) -> bytes:
-    """Returns a TF Lite file with these signatures, which share their weights.
+# LiteRT's converter knows these by their names, and what they are made of is the rest
+# of the world's to run.
+_take = jax.lax.composite(
+    lambda ids, table: jnp.take(table, ids, axis=0, mode="clip"),
+    name="odml.embedding_lookup",
+)
+_gelu = jax.lax.composite(
+    lambda x, approximate: jax.nn.gelu(x, approximate=approximate == "tanh"),
+    name="aten.gelu.default",
+)
+_MARKED = {
+    "gelu": functools.partial(_gelu, approximate="none"),
+    "gelu_tanh": functools.partial(_gelu, approximate="tanh"),
+}
+
+
+def convert(graph: Graph) -> bytes:
+    """Returns a TF Lite file whose signatures share their weights.
+
+    Lookups in tables and GELU are one operation each, so that tables can be quantised.
 
     Raises:
         UserError: If the model has an operation that TF Lite lacks.
@@ -50,10 +73,12 @@ def convert(signatures: Sequence[Signature]) -> bytes:
     context = ir.Context()
     converter.prepare_mlir_context(context)
     modules = []
-    for signature in signatures:
-        exported = jax.export.export(
-            jax.jit(signature.function, keep_unused=True), platforms=["cpu"]
-        )(dict(signature.inputs))
+    for signature in graph.signatures:
+        function = functools.partial(signature.function, graph.params)
+        with nn.intercept_methods(_look_up), _marked_activations():
+            exported = jax.export.export(
+                jax.jit(function, keep_unused=True), platforms=["cpu"]
+            )(dict(signature.inputs))
         with context:
             module = stablehlo.deserialize_portable_artifact(
                 context, exported.mlir_module_serialized
@@ -113,3 +138,29 @@ def quantize(model: bytes, how: str) -> bytes:
             f"--quantize={how} does not fit the model: {line}; choose another"
         ) from error
     return bytes(result.quantized_model or b"")
+
+
+@contextlib.contextmanager
+def _marked_activations() -> Iterator[None]:
+    """Puts what is marked in the place of the model's activations."""
+    plain = dict(ACTIVATIONS)
+    ACTIVATIONS.update(_MARKED)
+    try:
+        yield
+    finally:
+        ACTIVATIONS.update(plain)
+
+
+def _look_up(
+    call: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    context: nn.module.InterceptorContext,
+) -> Any:
+    """Marks the lookup of an `Embed` for LiteRT's converter."""
+    module = context.module
+    if not (isinstance(module, Embed) and context.method_name == "__call__"):
+        return call(*args, **kwargs)
+    (ids,) = args
+    vectors = _take(ids.reshape(-1), module.embedding)
+    return vectors.reshape(*ids.shape, -1)
