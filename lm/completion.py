@@ -391,7 +391,12 @@ class Writer:
     """Makes the predictions of a task that writes them."""
 
     def __init__(
-        self, task: Generative, model: nn.Module, tokenizer: Tokenizer, batch_size: int
+        self,
+        task: Generative,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        batch_size: int,
+        **options: Any,
     ):
         """Compiles nothing yet.
 
@@ -400,9 +405,11 @@ class Writer:
             model: The task's.
             tokenizer: The task's.
             batch_size: Prompts at a time.
+            options: Of `decoding.Config`, in the place of the task's.
         """
         self._task, self._model, self._tokenizer = task, model, tokenizer
         self._batch_size = batch_size
+        self._config = decoding.Config(**{**task.decoding, **options})
 
     def __call__(
         self,
@@ -424,7 +431,7 @@ class Writer:
             self._model,
             params,
             self._tokenizer,
-            decoding.Config(**task.decoding),
+            self._config,
             prefix_lm=task.prefix_lm,
         )
         prompts = [completer.read("", task.prompt(example)) for example in examples]

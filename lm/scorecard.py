@@ -26,6 +26,9 @@ not drawn.
                       positive rates
     seeds             {"values": {seed: value}, "mean", "low", "high"}: the headline
                       score of several runs, and the 95% interval of its mean
+    exports           [{"name", "size_mb", "score", "before", "after", "agreement",
+                      "max_error", "latency_ms", "jax_latency_ms", "peak_mb",
+                      "jax_peak_mb"}]: what `tools.export` made, compared with JAX
     runs              [{"name", "scores": {name: value}}], where `scores` are the means
                       of several
     worst             [{"text", "gold", "predicted", "probability", "loss"}], the worst
@@ -78,16 +81,33 @@ Report = Mapping[str, Any]
 def write(report: Report, folder: Path, name: str) -> Path:
     """Writes NAME.json and NAME.html; a reader sees the old file or the new one.
 
+    What `tools.export` made in the folder is in them, too.
+
     Returns:
         The path of the page.
 
     Raises:
         UserError: If the folder cannot be written to.
     """
+    proofs = sorted(folder.glob("export/*/proof.json"))
+    exports = [{"name": p.parent.name, **json.loads(p.read_text())} for p in proofs]
+    report = {**report, "exports": exports}
     path, page = folder / f"{name}.html", render(report)
     write_json(folder / f"{name}.json", _without_nan(report))
     write_text(path, page)
     return path
+
+
+def refresh(folder: Path) -> list[Path]:
+    """Writes the reports of a folder anew, with what has been exported since.
+
+    Returns:
+        Their pages.
+    """
+    return [
+        write(json.loads(path.read_text()), folder, path.stem)
+        for path in sorted(folder.glob("report-*.json"))
+    ]
 
 
 def render(report: Report) -> str:
@@ -272,6 +292,36 @@ def _runs(report: Report) -> str:
         for name in names
     )
     return f"<div class=wide>{table('scores', head, rows)}</div>"
+
+
+def _exports(report: Report) -> str:
+    """A row for each artefact, and what it is compared with."""
+    if not (exports := report.get("exports")):
+        return ""
+
+    def pair(export: Mapping[str, Any], *names: str) -> str:
+        return " → ".join(number(export.get(name)) for name in names)
+
+    head = ["", "MB", "score", "equal", "error", "ms, JAX → here", "MB of memory"]
+    rows = (
+        [
+            escaped(export["name"]),
+            number(export.get("size_mb")),
+            f"{escaped(export.get('score', ''))} {pair(export, 'before', 'after')}",
+            number(export.get("agreement")),
+            number(export.get("max_error")),
+            pair(export, "jax_latency_ms", "latency_ms"),
+            pair(export, "jax_peak_mb", "peak_mb"),
+        ]
+        for export in exports
+    )
+    return (
+        f"<div class=wide>{table('scores', head, rows)}</div><p class=soft>Each was run "
+        "in a process without JAX on held-out examples. The score is that of JAX and "
+        "its own; equal is the share of predictions that are; the error is the largest "
+        "of their numbers; the time is that of one row, or of one token written, the "
+        "median of 50.</p>"
+    )
 
 
 def _curves(report: Report) -> str:
@@ -464,6 +514,7 @@ SECTIONS = (
     ("Scores", _scores),
     ("Seeds", _seeds),
     ("Runs", _runs),
+    ("Exports", _exports),
     ("Labels", _per_class),
     ("Confusion", _confusion),
     ("Probabilities", _probabilities),

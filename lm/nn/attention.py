@@ -186,8 +186,8 @@ def _attend(query, key, value, allowed, bias, softcap, dropout_rate, rng) -> Arr
         scores = softcap * jnp.tanh(scores / softcap)
     if bias is not None:
         scores += bias.reshape(bias.shape[0], K, N // K, *bias.shape[2:])
-    if allowed is not None:
-        scores = jnp.where(allowed[:, None, None], scores, MASKED)
+    if allowed is not None:  # added, as a phone has no fast choice of [T, S] a head
+        scores += jnp.where(allowed, 0, MASKED)[:, None, None]
     weights = jax.nn.softmax(scores, axis=-1)
     if rng is not None:
         keep = jax.random.bernoulli(rng, 1 - dropout_rate, weights.shape)

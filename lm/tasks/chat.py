@@ -68,7 +68,12 @@ Turn = tuple[str, str]  # who speaks, and what
 
 
 class Chat(Generative):
-    """The task. Several conversations share a row; none is cut in two."""
+    """The task. Several conversations share a row; none is cut in two.
+
+    Attributes:
+        openings: Tokens before the content of each role.
+        closing: Tokens after the end mark.
+    """
 
     overlap = 1
     architectures = ("decoder",)
@@ -89,13 +94,13 @@ class Chat(Generative):
         self.tokenizer = tokenizer
         self._begin = marked(tokenizer)
         self._end = np.array([tokenizer.eos_id], np.int32)
-        self._closing = encode_spelled(tokenizer, config.closing)
-        self._opening = {
+        self.closing = encode_spelled(tokenizer, config.closing)
+        self.openings = {
             role: encode_spelled(tokenizer, config.opening.replace("{role}", role))
             for role in ROLES
         }
-        opening = max(map(len, self._opening.values()))
-        least = len(self._begin) + 2 * opening + len(self._closing) + 2
+        opening = max(map(len, self.openings.values()))
+        least = len(self._begin) + 2 * opening + len(self.closing) + 2
         if config.length - config.max_new_tokens < least:
             raise UserError(
                 f"task.length {config.length} leaves no room for a prompt of {least} "
@@ -163,7 +168,7 @@ class Chat(Generative):
         self.target_of(example)
         parts, ends, size = [(self._begin, 0)], [], len(self._begin)
         for role, ids in self._encoded(self.turns_of(example)):
-            opening, closing = self._opening[role], self._closing
+            opening, closing = self.openings[role], self.closing
             said = int(role == "assistant")
             size += len(opening) + len(ids) + 1
             if said:
@@ -192,7 +197,7 @@ class Chat(Generative):
         if "assistant" in spoken:
             turns = turns[: len(turns) - 1 - spoken[::-1].index("assistant")]
         encoded = self._encoded(turns)
-        opening = self._opening["assistant"]
+        opening = self.openings["assistant"]
         room = self.config.length - self.config.max_new_tokens
         room -= len(self._begin) + len(opening)
         sizes = [len(self._turn(*turn)) for turn in encoded]
@@ -224,7 +229,7 @@ class Chat(Generative):
         return [(role, ids) for (role, _), ids in zip(turns, contents)]
 
     def _turn(self, role: str, ids: np.ndarray) -> np.ndarray:
-        return np.concatenate([self._opening[role], ids, self._end, self._closing])
+        return np.concatenate([self.openings[role], ids, self._end, self.closing])
 
     def rows(self, lengths: Mapping[str, np.ndarray], train: bool, seed: int) -> Rows:
         """Packs conversations."""

@@ -107,7 +107,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def token(self, id: int) -> str:
         """See `Tokenizer.token`; what is readable of a byte-level token is read."""
         if self._is_byte_level:
-            text = self._pieces[id].decode(errors="replace").replace(" ", "\u2581")
+            text = self.pieces[id].decode(errors="replace").replace(" ", "\u2581")
             if text and text.isprintable() and "\ufffd" not in text:
                 return text
         return super().token(id)

@@ -58,11 +58,12 @@ class SentencePieceTokenizer(Tokenizer):
         }
         marks = found._replace(**{k: v for k, v in own.items() if v >= 0})
         rules = proto.normalizer_spec
-        self._has_prefix = rules.add_dummy_prefix or rules.remove_extra_whitespaces
+        # A foreign model puts a space first.
+        self.drops_space = rules.add_dummy_prefix or rules.remove_extra_whitespaces
         lossless = (
             len(byte_ids) == 256
             and not rules.precompiled_charsmap
-            and not self._has_prefix
+            and not self.drops_space
         )
         # SentencePiece writes a space as U+2581; where the text has one, bytes do.
         self._escape = (
@@ -91,11 +92,6 @@ class SentencePieceTokenizer(Tokenizer):
         for i in range(len(parts) - 1, 0, -1):
             parts.insert(i, np.array(self._escape, np.int32))
         return np.concatenate(parts)
-
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """See `Tokenizer.decode`; drops the space that a foreign model puts first."""
-        text = super().decode(ids)
-        return text.removeprefix(" ") if self._has_prefix else text
 
     def _mapping(self) -> Any:
         pieces = [[p.piece, p.score, p.type] for p in self._proto.pieces]

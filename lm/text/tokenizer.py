@@ -77,7 +77,11 @@ class Tokenizer(abc.ABC):
         sentinel_ids: T5's <extra_id_0>, <extra_id_1>, … in order of use.
         lossless: Whether `decode(encode(text)) == text` for every valid text.
         is_special: Whether an id is a mark, bool [V].
+        pieces: UTF-8 that each id stands for, empty for a mark [V].
+        drops_space: Whether a text is decoded without the space that it begins with.
     """
+
+    drops_space = False
 
     def __init__(
         self,
@@ -106,7 +110,7 @@ class Tokenizer(abc.ABC):
         self.is_special = np.zeros(self.vocab_size, bool)
         self.is_special[list(special_ids)] = True
         self._tokens = tokens
-        self._pieces = [
+        self.pieces = [
             b"" if is_special else piece
             for piece, is_special in zip(pieces, self.is_special.tolist())
         ]
@@ -118,7 +122,7 @@ class Tokenizer(abc.ABC):
     @functools.cached_property
     def num_bytes(self) -> np.ndarray:
         """UTF-8 bytes that each id stands for, 0 for a mark: int32 [V]."""
-        return np.array([len(piece) for piece in self._pieces], np.int32)
+        return np.array([len(piece) for piece in self.pieces], np.int32)
 
     @functools.cached_property
     def num_chars(self) -> np.ndarray:
@@ -126,7 +130,7 @@ class Tokenizer(abc.ABC):
 
         A character whose bytes are spread over tokens counts where its first byte is.
         """
-        counts = [sum(b & 0xC0 != 0x80 for b in piece) for piece in self._pieces]
+        counts = [sum(b & 0xC0 != 0x80 for b in piece) for piece in self.pieces]
         return np.array(counts, np.int32)
 
     @functools.cached_property
@@ -136,7 +140,7 @@ class Tokenizer(abc.ABC):
         A word begins at whitespace, and at every token that begins with a character
         from U+3000 to U+9FFF (Chinese and kana), where no spaces part words.
         """
-        return np.array([p[0] in _WORD_STARTS if p else False for p in self._pieces])
+        return np.array([p[0] in _WORD_STARTS if p else False for p in self.pieces])
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -166,10 +170,11 @@ class Tokenizer(abc.ABC):
         that are not UTF-8, become U+FFFD.
         """
         parts = [
-            _REPLACEMENT if i == self.unk_id else self._pieces[i]
+            _REPLACEMENT if i == self.unk_id else self.pieces[i]
             for i in self._known(ids)
         ]
-        return b"".join(parts).decode(errors="replace")
+        text = b"".join(parts).decode(errors="replace")
+        return text.removeprefix(" ") if self.drops_space else text
 
     def token(self, id: int) -> str:
         """Returns a token's name, for display."""

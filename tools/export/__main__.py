@@ -1,35 +1,50 @@
-"""Turns the model of a workdir into a TF Lite file for a phone, and proves it equal.
+"""Turns the model of a workdir into one that runs without JAX, and proves it equal.
 
     python -m tools.export --workdir=runs/bbc --quantize=int8
+    python -m tools.export --workdir=runs/gpt --format=litertlm --quantize=int8
+    python -m tools.export --workdir=runs/bbc --format=saved_model
 
 The folder runs/bbc/export/tflite-int8 then has the model, its tokenizer, `client.py`
-which runs both without JAX or `lm`, `signature.json` and a `README.md`. Before it
-appears, the model is run in a fresh process on examples of a split that was not trained
-on, and compared with the one in JAX.
+and `runtime/`, which run both without JAX or `lm`, `signature.json` and a `README.md`.
+Before it appears, the model is run in a fresh process on examples of a split that was
+not trained on, and compared with the one in JAX.
+
+| --format | what it is | --quantize |
+|---|---|---|
+| tflite | a TF Lite file, for phones | float16, int8, int8_weights, int8_static, int4 |
+| litertlm | a bundle for LiteRT-LM: a decoder, its tokenizer and chat template | int8 |
+| saved_model | a SavedModel, text in, for TensorFlow Serving | |
+| onnx | for ONNX Runtime | int8 |
+| stablehlo | functions of `jax.export`, for JAX alone | |
 
 `int8` is what phones are fastest with: a quarter of the size. Several lengths
 (--max-len=32,128) are several signatures which share their weights: a short text then
-takes less time. Tasks: classify and pair.
+takes less time.
 """
 
+import importlib
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from lm import cli
+from lm import cli, scorecard
 from lm.config import check_choice, check_range
 from lm.types import UserError
 
-FORMATS = ("tflite",)
+FORMATS = ("tflite", "litertlm", "saved_model", "onnx", "stablehlo")
 
 parser = cli.make_parser(__doc__)
 parser.add_argument("--workdir", required=True, help="the folder of a run of lm.train")
 parser.add_argument("--format", default="tflite", help=", ".join(FORMATS))
+parser.add_argument("--quantize", default="none", help="see above; default: none")
 parser.add_argument(
-    "--quantize", default="none", help="none, float16, int8, int8_weights, int4"
+    "--calibration", default="", help="a source for int8_static; default: the run's"
 )
 parser.add_argument(
-    "--max-len", default="", help="tokens of a row, or several; default: task.length"
+    "--converter", default="direct", help="of tflite: direct, or tensorflow"
+)
+parser.add_argument(
+    "--max-len", default="", help="tokens of a row, or several; default: the task's"
 )
 parser.add_argument("--step", default="", help="latest, best, or a step's number")
 parser.add_argument("--output", default="", help="default: in the workdir")
@@ -48,46 +63,56 @@ parser.add_argument(
 
 def main(args: Namespace) -> dict[str, Any]:
     """Checks what was asked for, exports, proves, and prints how it compares."""
-    from tools.export import artefact, graph, tflite
-    from tools.export.proof import prove
-
     check_choice("--format", args.format, FORMATS)
-    check_choice("--quantize", args.quantize, tuple(tflite.QUANTIZATIONS))
+    format: Any = importlib.import_module(f"tools.export.{args.format}")
+    check_choice("--quantize", args.quantize, tuple(format.QUANTIZATIONS))
+    check_choice("--converter", args.converter, ("direct", "tensorflow"))
+    if args.converter != "direct" and args.format != "tflite":
+        raise UserError("--converter is for --format=tflite")
+    if args.calibration and args.quantize != "int8_static":
+        raise UserError("--calibration is for --quantize=int8_static")
     check_range("--examples", args.examples, 0)
     check_range("--tolerance", args.tolerance, 0)
     lengths = _lengths(args.max_len)
 
     from lm.train import workdir
+    from tools.export import artefact, graph
+    from tools.export.proof import prove
 
-    loaded = workdir.load(Path(args.workdir), args.step)
-    config = loaded.config
+    home = Path(args.workdir)
+    loaded = workdir.load(home, args.step)
+    data = loaded.config.data
     name = f"{args.format}-{args.quantize}".removesuffix("-none")
-    output = Path(args.output or Path(args.workdir, "export", name))
-    split = args.split or config.data.eval_split
+    output = Path(args.output or home / "export" / name)
+    split = args.split or data.eval_split
     with artefact.new_folder(output, args.overwrite) as folder:
-        signatures = list(graph.signatures(loaded, lengths or [config.task.length]))
-        cli.say(f"converting to {args.format}")
-        model = tflite.quantize(tflite.convert(signatures), args.quantize)
-        made = {
-            "name": Path(args.workdir).name,
+        made = graph.build(loaded, lengths)
+        about = artefact.describe(loaded, made) | {
+            "name": home.resolve().name,
             "format": args.format,
-            "quantization": tflite.QUANTIZATIONS[args.quantize],
+            "quantization": format.QUANTIZATIONS[args.quantize],
         }
-        about = artefact.describe(loaded, signatures, made)
-        artefact.write(folder, model, about, loaded)
-        cli.say(f"comparing it with JAX on {split}")
-        proof = {"size_mb": len(model) / 1e6} | prove(
-            folder, loaded, signatures, config.data, split, args.examples
+        artefact.write(folder, about, loaded.tokenizer)
+        size = artefact.size(folder)
+        cli.say(f"converting to {args.format}")
+        format.write(folder, made, loaded, args)
+        size = artefact.size(folder) - size
+        proof = {"size_mb": size / 1e6} | prove(
+            folder, home, loaded, made, data, split, args.examples, format.BLOCKED
         )
         artefact.write_json(folder / "proof.json", proof)
-        artefact.write_card(folder, about, proof)
+        artefact.write_card(folder, about, proof, format.REQUIRES)
         _show(proof)
         if not proof["after"] >= proof["before"] - args.tolerance:
+            what = format.cause(folder, made, loaded, args)
             raise UserError(
                 f"{proof['score']} falls from {proof['before']:.4f} to "
-                f"{proof['after']:.4f}, more than --tolerance {args.tolerance}; choose "
-                "another --quantize, or a longer --max-len"
+                f"{proof['after']:.4f}, more than --tolerance {args.tolerance}"
+                f"{what and f', most of it from {what}'}; choose another --quantize, "
+                "or a longer --max-len"
             )
+    for page in scorecard.refresh(home):
+        print(f"report: {page}")
     print(f"wrote {output}")
     return {"output": str(output), **proof}
 

@@ -1,19 +1,22 @@
 """The folder that an export makes: a model, a tokenizer, and what there is to know."""
 
 import contextlib
+import dataclasses
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lm.atomic import make_folder, write_json, write_text
+from lm.tasks import Generative
+from lm.tasks.chat import Chat
 from lm.text.tokenizers import Tokenizer
 from lm.train.workdir import Loaded, versions
 from lm.types import UserError
-from tools.export.graph import Signature
-
-CLIENT = Path(__file__).with_name("client.py")
+from tools.export.graph import Graph
 
 
 @contextlib.contextmanager
@@ -38,44 +41,60 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def describe(
-    loaded: Loaded, signatures: Sequence[Signature], made: Mapping[str, Any]
-) -> dict[str, Any]:
+def describe(loaded: Loaded, graph: Graph) -> dict[str, Any]:
     """Returns what `signature.json` has: names, shapes, types, labels, limits."""
-    task = loaded.config.task
-    return {
-        **made,
-        "task": task.name,
-        "kind": getattr(task, "kind", ""),
-        "labels": list(getattr(task, "labels", ())),
-        "thresholds": _thresholds(task),
-        "moments": list(getattr(task, "moments", ()) or (0.0, 1.0)),
-        "marks": _marks(loaded.tokenizer),
-        "vocab_size": loaded.tokenizer.vocab_size,
+    task, tokenizer = dataclasses.asdict(loaded.config.task), loaded.tokenizer
+    if graph.architecture == "encoder":
+        task["length"] = graph.length
+    about = {
+        "architecture": graph.architecture,
+        "task": task,
+        "marks": {
+            name: getattr(tokenizer, f"{name}_id")
+            for name in ("pad", "unk", "bos", "eos", "mask")
+        },
+        "vocab_size": tokenizer.vocab_size,
+    }
+    if graph.architecture != "encoder":
+        about["writing"] = _writing(loaded, graph.architecture)
+    return about | {
         "signatures": [
             {
                 "name": signature.name,
-                "length": signature.inputs["inputs"].shape[1],
+                "length": signature.length,
                 "inputs": _shapes(signature.inputs),
                 "outputs": _shapes(signature.outputs),
             }
-            for signature in signatures
+            for signature in graph.signatures
         ],
         "step": loaded.step,
         "versions": versions(),
     }
 
 
-def _thresholds(task: Any) -> list[float]:
-    if getattr(task, "kind", "") != "several":
-        return []
-    return list(task.thresholds or (0.5,) * len(task.labels))
+def _writing(loaded: Loaded, architecture: str) -> dict[str, Any]:
+    """Returns what may be written, how much of it, and what stands between turns.
 
-
-def _marks(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Returns what begins and ends a text, and fills up a row."""
-    bos, eos = ([i] if i >= 0 else [] for i in (tokenizer.bos_id, tokenizer.eos_id))
-    return {"bos": bos, "eos": eos, "pad": max(tokenizer.pad_id, 0)}
+    `max_new_tokens` is 0 for a task without a limit.
+    """
+    task, tokenizer = loaded.task, loaded.tokenizer
+    has_encoder = architecture == "encoder_decoder"
+    sentinels = tokenizer.sentinel_ids if has_encoder else ()
+    allowed = {tokenizer.eos_id, *sentinels}
+    special = np.flatnonzero(tokenizer.is_special).tolist()
+    # The embedding may have more rows than there are tokens.
+    rows = range(tokenizer.vocab_size, loaded.config.model.vocab_size)
+    writing: dict[str, Any] = {
+        "forbidden": [i for i in (*special, *rows) if i not in allowed],
+        "sentinels": {tokenizer.token(i): i for i in sentinels},
+        "max_new_tokens": 0,
+    }
+    if isinstance(task, Generative):
+        writing["max_new_tokens"] = task.decoding["max_new_tokens"]
+    if isinstance(task, Chat):
+        writing["opening"] = {role: ids.tolist() for role, ids in task.openings.items()}
+        writing["closing"] = task.closing.tolist()
+    return writing
 
 
 def _shapes(shapes: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,20 +104,46 @@ def _shapes(shapes: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def write(folder: Path, model: bytes, about: Mapping[str, Any], loaded: Loaded) -> None:
-    """Writes the model, its tokenizer, its client and what there is to know."""
-    (folder / "model.tflite").write_bytes(model)
-    loaded.tokenizer.save(folder / "tokenizer")
-    shutil.copy(CLIENT, folder / "client.py")
+def write(folder: Path, about: Mapping[str, Any], tokenizer: Tokenizer) -> None:
+    """Writes all but the model: the tokenizer, what runs both, what there is to know.
+
+    `tokenizer/pieces.json` has the bytes that each id stands for, as Latin-1.
+    """
+    tokenizer.save(folder / "tokenizer")
+    write_json(folder / "tokenizer" / "pieces.json", _pieces(tokenizer))
+    here = Path(__file__).parent
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(here / "runtime", folder / "runtime", ignore=ignored)
+    shutil.copy(here / "client.py", folder / "client.py")
     write_json(folder / "signature.json", about)
 
 
+def _pieces(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Returns what the file of a tokenizer's library does not tell of its ids."""
+    special = np.flatnonzero(tokenizer.is_special).tolist()
+    return {
+        "lossless": tokenizer.lossless,
+        "unk_id": tokenizer.unk_id,
+        "drops_space": tokenizer.drops_space,
+        "marks": {i: tokenizer.token(i) for i in special if i != tokenizer.unk_id},
+        "pieces": [piece.decode("latin-1") for piece in tokenizer.pieces],
+    }
+
+
+def size(folder: Path) -> int:
+    """Returns the bytes of a folder's files."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def write_card(
-    folder: Path, about: Mapping[str, Any], proof: Mapping[str, Any]
+    folder: Path, about: Mapping[str, Any], proof: Mapping[str, Any], requires: str
 ) -> None:
-    """Writes `README.md`: what the model is, how to run it and how good it is."""
+    """Writes `README.md`: what the model is, how to run it and how good it is.
+
+    `requires` are the packages that run it.
+    """
     rows = "\n".join(f"| {name} | {value} |" for name, value in proof.items())
-    labels = ", ".join(about["labels"]) or "none"
+    labels = ", ".join(map(str, about["task"].get("labels", ()))) or "none"
     write_text(
         folder / "README.md",
         f"""# {about["name"]}
@@ -106,7 +151,7 @@ def write_card(
 A model for the task `{about["task"]}`, step {about["step"]} of a run of `lm`:
 {about["quantization"]}. Labels: {labels}.
 
-    pip install ai-edge-litert numpy tokenizers sentencepiece
+    pip install {requires}
     python client.py "A text"
 
 `signature.json` has the names, shapes and types of inputs and outputs, the labels and

@@ -1,8 +1,8 @@
 """A task's prediction as functions of fixed shapes: what every format is made of.
 
 What is exported is the model that was trained, in float32, its layers one by one
-instead of scanned. An encoder's functions are `Task.predict` for each length of a row. A
-decoder's are `prefill` and `decode`, with the cache of keys and values as inputs and
+instead of scanned. An encoder's functions are `Task.predict` for each length of a row.
+A decoder's are `prefill` and `decode`, with the cache of keys and values as inputs and
 outputs, named as LiteRT-LM names them; an encoder-decoder's are `encode` and `decode`.
 
 Axes: B batch (1), T time, S places of a cache, K key/value heads, H head_dim, V vocab.
@@ -20,6 +20,7 @@ import numpy as np
 
 from lm.nn.transformer import Cache, unstack_layers
 from lm.tasks import Predictive
+from lm.tasks.base import apply
 from lm.train.workdir import Loaded
 from lm.types import Array, Batch, Params, UserError
 
@@ -142,19 +143,25 @@ def _used(
 def _encoder(task: Any, model: Any, lengths: Sequence[int]) -> _Made:
     """Makes `serving_default`, or of several lengths `length_32`, …."""
     config = task.config
-    longest = getattr(config, "text_length", config.length)
 
     def predict(params: Params, batch: Batch) -> Batch:
         # One type for all tokens, or else T vectors of it become a table of their own.
         batch = {"type_ids": jnp.zeros((1, 1), jnp.int32)} | dict(batch)
-        return task.predict(model, params, batch)
+        if config.name != "rank":
+            return task.predict(model, params, batch)
+        # A query is read as a text is; a pair is one row already, so none is made.
+        found = apply(model, params, batch, None)
+        return (
+            {"text_vector": found} if config.kind == "dual" else {"score": found[:, 0]}
+        )
 
-    for length in _checked(lengths or [longest], longest, "task.length"):
-        capacity: tuple[int, ...] = (length,)
-        if config.name == "rank":
-            is_pair = config.kind == "cross"
-            capacity = length, config.query_length if is_pair else 0, 0
+    for length in _checked(lengths or [config.length], config.length, "task.length"):
+        # An option may be too much for a shorter row.
+        dataclasses.replace(config, length=length)
+        capacity = (length, 0, 0) if config.name == "rank" else (length,)
         row = task.features([], capacity, np.random.default_rng(0))
+        if getattr(config, "kind", "") == "cross":
+            row["type_ids"] = row["inputs"]
         inputs = {
             name: jax.ShapeDtypeStruct((1, *value.shape), value.dtype)
             for name, value in row.items()

@@ -1,10 +1,14 @@
-"""Whether an artefact does what the model in JAX does on real examples; how fast."""
+"""Whether an artefact predicts what the model in JAX does, how fast, and how large.
+
+The artefact is run in a fresh process that has neither JAX nor anything of ours, on
+examples of a split that was not trained on, from their texts to their predictions. JAX
+is timed in a process of its own too.
+"""
 
 import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,142 +16,273 @@ from typing import Any
 import jax
 import numpy as np
 
-from lm import sharding
-from lm.data.pipeline import DataConfig
+from lm import cli, decoding, sharding
+from lm.completion import Completer, Writer
+from lm.data.pipeline import DataConfig, one_pass
+from lm.tasks import Generative, Predictive
+from lm.tasks.base import apply
 from lm.train.evaluation import Predictor, read_examples
 from lm.train.workdir import Loaded
 from lm.types import UserError
-from tools.export.graph import Signature
+from tools.export.graph import Graph
 
-# How often the longest row is run to be timed.
-REPEATS = 50
+CHILDREN = Path(__file__).with_name("children")
 
-# Runs the artefact where there is neither JAX nor anything of ours.
-_CHILD = r"""
-import json, re, sys, time
-for name in ("jax", "jaxlib", "flax", "tensorflow", "lm", "tools"):
-    sys.modules[name] = None
-folder, texts, outputs, repeats = sys.argv[1:]
-sys.path.insert(0, folder)
-import numpy as np
-from client import Model
-model = Model(folder)
-rows = [model.row(*each) for each in json.load(open(texts))]
-made = [model.run(row) for row in rows]
-np.savez(outputs, **{k: np.concatenate([each[k] for each in made]) for k in made[0]})
-longest = max(rows, key=lambda row: row["inputs"].shape[1])
-seconds = []
-for _ in range(int(repeats)):
-    began = time.perf_counter()
-    model.run(longest)
-    seconds.append(time.perf_counter() - began)
-status = open("/proc/self/status").read() if sys.platform == "linux" else ""
-peak = re.search(r"VmHWM:\s*(\d+)", status)
-print(json.dumps({
-    "length": longest["inputs"].shape[1],
-    "seconds": sorted(seconds)[len(seconds) // 2],
-    "peak_mb": int(peak[1]) / 1024 if peak else None,
-}))
-"""
+# How often a function is run to be timed, after some runs that are not.
+REPEATS, WARM_UP = 50, 5
+
+# Of a model that only continues texts: its prompts, the tokens that each begins with,
+# and those that are written.
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 20, 16, 100
+
+Example = Mapping[str, Any]
 
 
 def prove(
     folder: Path,
+    workdir: Path,
     loaded: Loaded,
-    signatures: Sequence[Signature],
+    graph: Graph,
     data: DataConfig,
     split: str,
     limit: int,
+    blocked: Sequence[str],
 ) -> dict[str, Any]:
     """Compares an artefact with the model in JAX.
 
     Args:
         folder: The artefact.
+        workdir: Of the model.
         loaded: The model.
-        signatures: What was exported.
+        graph: What was exported.
         data: Where the split is.
         split: Of the examples.
         limit: How many to take of each source; 0 means all.
+        blocked: Modules that the artefact must do without.
 
     Returns:
         `examples`, `score` (its name), `before` and `after`, `agreement` (the share of
-        equal predictions), `max_error` of probabilities or numbers, and of the longest
-        row `latency_ms` and `jax_latency_ms`, each with 2 threads or what JAX takes,
-        and `peak_mb` of the process, None off Linux.
+        equal predictions), `max_error` of the numbers in them, and of the function that
+        is run most `latency_ms` (a median) and `peak_mb` of the process (None off
+        Linux), and JAX's beside them.
 
     Raises:
         UserError: If the artefact does not run.
     """
-    task: Any = loaded.task
-    examples, _ = read_examples(task, data, split, limit)
-    predict = Predictor(
-        task, loaded.model, sharding.build_mesh(sharding.MeshConfig()), 32
-    )
-    before = predict(loaded.params, examples)
-    outputs, ran = _run(folder, [task.texts(example) for example in examples])
-    if not all(np.isfinite(values).all() for values in outputs.values()):
-        raise UserError("the artefact's outputs are not finite; export another format")
-    after = []
-    for index, example in enumerate(examples):
-        output = {name: values[index] for name, values in outputs.items()}
-        after.append(task.decode(example, [output]))
-    scores = task.score(examples, before), task.score(examples, after)
-    name = next(iter(scores[0]))
-    pairs = list(zip(before, after))
+    task = loaded.task
+    examples, documents = read_examples(task, data, split, limit)
+    if isinstance(task, Predictive | Generative):
+        # As a user's JSON would have them.
+        examples = [json.loads(cli.json_line(example)) for example in examples]
+        before, prompts = _predict(loaded, examples), []
+    else:
+        examples, prompts = [], _prompts(loaded, graph, documents[:PROMPTS])
+        before = _continue(loaded, prompts)
+    timed = graph.signatures[-1]
+    job = {
+        "examples": examples,
+        "prompts": prompts,
+        "timed": {
+            "name": timed.name,
+            "inputs": {
+                name: {"shape": each.shape, "dtype": str(each.dtype)}
+                for name, each in timed.inputs.items()
+            },
+        },
+        "repeats": REPEATS,
+        "warm_up": WARM_UP,
+        "step": loaded.step,
+        "lengths": sorted({signature.length for signature in graph.signatures}),
+    }
+    with cli.Status(f"running it on {len(before)} examples of {split}") as status:
+        script = [CHILDREN / "run_artefact.py", folder.resolve()]
+        made = _run(script, job, [",".join(blocked)], status)
+    with cli.Status("running the model in JAX") as status:
+        module = ["-m", "tools.export.children.run_jax", workdir]
+        beside = _run(module, job, [], status)
+    after = made["predictions"]
+    if prompts:
+        scored = _likelihoods(loaded, prompts, made["likelihoods"])
+    else:
+        scored = _scores(task, examples, before, after)
     return {
-        "examples": len(examples),
-        "score": name,
-        "before": scores[0][name],
-        "after": scores[1][name],
-        "agreement": float(np.mean([_choice(a) == _choice(b) for a, b in pairs])),
-        "max_error": float(
-            max(np.abs(_values(a) - _values(b)).max() for a, b in pairs)
-        ),
-        "latency_ms": 1e3 * ran["seconds"],
-        "jax_latency_ms": 1e3 * _jax_seconds(signatures, ran["length"]),
-        "peak_mb": ran["peak_mb"],
+        "examples": len(before),
+        **scored,
+        **_difference(before, after),
+        "latency_ms": made["latency_ms"],
+        "jax_latency_ms": beside["latency_ms"],
+        "peak_mb": made["peak_mb"],
+        "jax_peak_mb": beside["peak_mb"],
     }
 
 
-def _run(
-    folder: Path, texts: Sequence[Sequence[str]]
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Runs an artefact in a fresh process; returns its outputs and how it went."""
-    with tempfile.TemporaryDirectory() as temporary:
-        rows, made = Path(temporary, "texts.json"), Path(temporary, "outputs.npz")
-        rows.write_text(json.dumps(texts))
-        command = [sys.executable, "-c", _CHILD, folder.resolve(), rows, made]
-        done = subprocess.run(
-            [*map(str, command), str(REPEATS)], capture_output=True, text=True
+def _predict(loaded: Loaded, examples: Sequence[Example]) -> list[dict[str, Any]]:
+    """Predicts in JAX; what is written, by the likeliest token each time."""
+    task, model = loaded.task, loaded.model
+    if isinstance(task, Predictive):
+        mesh = sharding.build_mesh(sharding.MeshConfig())
+        return Predictor(task, model, mesh, 32)(loaded.params, examples)
+    assert isinstance(task, Generative)
+    write = Writer(task, model, loaded.tokenizer, 32, beam_size=0)
+    return write(loaded.params, examples)
+
+
+def _prompts(
+    loaded: Loaded, graph: Graph, documents: Sequence[Mapping[str, np.ndarray]]
+) -> list[dict[str, Any]]:
+    """Makes prompts of the texts of a task that learns from texts alone.
+
+    Each has `ids` to continue or answer, by `num_new` tokens, and `targets` that are
+    likely after `source`.
+    """
+    prompts, num_new = [], NEW_TOKENS
+    size = graph.signatures[-1].inputs["kv_cache_k_0"].shape[1]
+    for document in documents:
+        row = one_pass(loaded.task, [document], 1).batch(0)
+        row = {name: value[0] for name, value in row.items()}
+        real = row["segment_ids"] > 0
+        if "encoder_inputs" in row:
+            ids = source = row["encoder_inputs"][row["encoder_segment_ids"] > 0]
+            room = size
+        else:
+            source = row["inputs"][:1]
+            ids = row["inputs"][real][:PROMPT_TOKENS]
+            room = size - len(ids) + 1  # the last one is not read
+        named = {"ids": ids, "source": source, "targets": row["targets"][real][:size]}
+        prompts.append({name: value.tolist() for name, value in named.items()})
+        num_new = min(room, num_new)
+    return [{**prompt, "num_new": num_new} for prompt in prompts]
+
+
+def _continue(
+    loaded: Loaded, prompts: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Continues prompts in JAX by the likeliest token each time."""
+    num_new = prompts[0]["num_new"]
+    config = decoding.Config(max_new_tokens=num_new, temperature=0.0)
+    completer = Completer(loaded.model, loaded.params, loaded.tokenizer, config)
+    read = [completer.read("", np.array(p["ids"], np.int32)) for p in prompts]
+    return [
+        {
+            "prediction": found.text,
+            "finish_reason": found.finish_reason,
+            "log_prob": found.log_prob,
+        }
+        for found in completer.complete(read)
+    ]
+
+
+def _likelihoods(
+    loaded: Loaded,
+    prompts: Sequence[Mapping[str, Any]],
+    made: Sequence[tuple[float, int]],
+) -> dict[str, Any]:
+    """Returns how likely held-out tokens are, and how often they are the likeliest."""
+    total, right = 0.0, 0
+    for prompt in prompts:
+        source, targets = (
+            np.array(prompt[name], np.int32)[None] for name in ("source", "targets")
         )
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
-            raise UserError(f"the artefact does not run: {reason}")
-        with np.load(made) as arrays:
-            return dict(arrays), json.loads(done.stdout.splitlines()[-1])
+        pad = np.full((1, 1), max(loaded.tokenizer.pad_id, 0), np.int32)
+        has_encoder = loaded.model.architecture == "encoder_decoder"
+        batch = {"encoder_inputs": source} if has_encoder else {}
+        first = pad if has_encoder else source
+        batch["inputs"] = np.concatenate([first, targets[:, :-1]], axis=1)
+        logits = apply(loaded.model, loaded.params, batch, None).logits.dense()
+        scores = jax.nn.log_softmax(logits.astype(np.float32))[0]
+        total += float(scores[np.arange(targets.size), targets[0]].sum())
+        right += int((scores.argmax(axis=1) == targets[0]).sum())
+    number = sum(len(prompt["targets"]) for prompt in prompts)
+    return {
+        "score": "accuracy",
+        "before": right / number,
+        "after": sum(right for _, right in made) / number,
+        "loss_before": -total / number,
+        "loss_after": -sum(total for total, _ in made) / number,
+    }
 
 
-def _jax_seconds(signatures: Sequence[Signature], length: int) -> float:
-    """Returns the median time of a row of a length in JAX, compiled."""
-    (signature,) = [s for s in signatures if s.inputs["inputs"].shape[1] == length]
-    step = jax.jit(signature.function)
-    row = {name: np.ones(s.shape, s.dtype) for name, s in signature.inputs.items()}
-    jax.block_until_ready(step(row))
-    seconds = []
-    for _ in range(REPEATS):
-        began = time.perf_counter()
-        jax.block_until_ready(step(row))
-        seconds.append(time.perf_counter() - began)
-    return float(np.median(seconds))
+def _scores(
+    task: Any,
+    examples: Sequence[Example],
+    before: list[dict[str, Any]],
+    after: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Returns the task's most telling score of both."""
+    if isinstance(task, Predictive):
+        before[:] = task.together(examples, before)
+        after[:] = task.together(examples, after)
+    scores = [task.score(examples, predictions) for predictions in (before, after)]
+    name = next(iter(scores[0]))
+    return {"score": name, "before": scores[0][name], "after": scores[1][name]}
 
 
-def _choice(prediction: Mapping[str, Any]) -> Any:
-    """Returns what is predicted, without how sure it is."""
-    return prediction.get("label", prediction.get("labels"))
+def _difference(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Returns `agreement` and, of those predictions that agree, `max_error`."""
+    pairs = [(_parts(a), _parts(b)) for a, b in zip(before, after, strict=True)]
+    errors = [
+        abs(x - y)
+        for (same, a), (other, b) in pairs
+        if same == other
+        for x, y in zip(a, b, strict=True)
+    ]
+    return {
+        "agreement": float(np.mean([a == b for (a, _), (b, _) in pairs])),
+        "max_error": max(errors, default=float("inf")),
+    }
 
 
-def _values(prediction: Mapping[str, Any]) -> np.ndarray:
-    """Returns the numbers of a prediction."""
-    if "probabilities" in prediction:
-        return np.array(list(prediction["probabilities"].values()))
-    return np.array([prediction["value"]])
+def _parts(value: Any) -> tuple[Any, list[float]]:
+    """Takes the numbers out of a prediction: what is left is what was chosen.
+
+    >>> _parts({"label": "a", "probabilities": {"a": 0.75, "b": 0.25}})
+    ({'label': 'a', 'probabilities': {'a': None, 'b': None}}, [0.75, 0.25])
+    """
+    numbers: list[float] = []
+
+    def left(value: Any) -> Any:
+        if isinstance(value, float):
+            numbers.append(value)
+            return None
+        if isinstance(value, Mapping):
+            return {name: left(item) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [left(item) for item in value]
+        return value
+
+    return left(value), numbers
+
+
+def _run(
+    command: Sequence[Any],
+    job: Mapping[str, Any],
+    more: Sequence[str],
+    status: cli.Status,
+) -> dict[str, Any]:
+    """Runs a child of `CHILDREN` on a job; returns what it wrote.
+
+    Raises:
+        UserError: If it fails.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        given, made = Path(temporary, "job.json"), Path(temporary, "made.json")
+        given.write_text(json.dumps(job))
+        words = [sys.executable, *command, given, made, *more]
+        errors = Path(temporary, "errors")
+        with errors.open("w") as file:
+            child = subprocess.Popen(
+                [str(word) for word in words],
+                stdout=subprocess.PIPE,
+                stderr=file,
+                text=True,
+            )
+            assert child.stdout is not None
+            for line in child.stdout:
+                status.update(f"ran {line.strip()} examples")
+            child.wait()
+        if child.returncode:
+            lines = errors.read_text().strip().splitlines() or ["it was killed"]
+            raise UserError(f"the artefact does not run: {lines[-1]}")
+        return json.loads(made.read_text())

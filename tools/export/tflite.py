@@ -1,43 +1,40 @@
-"""TF Lite files by the direct route: StableHLO to a flatbuffer, without TensorFlow."""
+"""TF Lite files, for phones: StableHLO to a flatbuffer, without TensorFlow.
+
+TensorFlow's own converter is a second way, by which the first can be checked.
+"""
 
 import contextlib
 import functools
 import importlib
-import io
+import tempfile
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lm.nn import attention
 from lm.nn.layers import Embed
 from lm.nn.transformer import ACTIVATIONS
+from lm.train.workdir import Loaded
 from lm.types import UserError
+from tools.export import quantization
 from tools.export.graph import Graph
+from tools.export.quantization import QUANTIZATIONS
 
-# What may be asked for, and what it does.
-QUANTIZATIONS = {
-    "none": "float32",
-    "float16": "weights in float16, arithmetic in float32",
-    "int8": "weights in int8, activations quantised as they come",
-    "int8_weights": "weights in int8, arithmetic in float32",
-    "int4": "weights in int4, blocks of 32, and embeddings in int8",
-}
+__all__ = ["BLOCKED", "QUANTIZATIONS", "REQUIRES", "cause", "write"]
 
-_FLOAT16 = [
-    {
-        "regex": ".*",
-        "operation": "*",
-        "algorithm_key": "float_casting",
-        "op_config": {
-            "weight_tensor_config": {"num_bits": 16, "dtype": "FLOAT"},
-            "compute_precision": "FLOAT",
-            "explicit_dequantize": True,
-        },
-    }
-]
+# What the runtime needs, and what it must do without.
+REQUIRES = "ai-edge-litert numpy tokenizers sentencepiece"
+BLOCKED = ("jax", "jaxlib", "flax", "tensorflow", "lm", "tools")
 
+# The score of what may not be attended to. In 8 bits a larger one would leave the
+# others no room.
+MILD = -30.0
 
 # LiteRT's converter knows these by their names, and what they are made of is the rest
 # of the world's to run.
@@ -53,6 +50,57 @@ _MARKED = {
     "gelu": functools.partial(_gelu, approximate="none"),
     "gelu_tanh": functools.partial(_gelu, approximate="tanh"),
 }
+
+
+def write(folder: Path, graph: Graph, loaded: Loaded, options: Namespace) -> None:
+    """Writes `model.tflite`.
+
+    Raises:
+        UserError: If the model has an operation that TF Lite lacks, or cannot be
+            quantised so.
+    """
+    if options.quantize == "int8_static" and graph.architecture != "encoder":
+        raise UserError(
+            "--quantize=int8_static is for a model that reads; choose int8 for one "
+            "that writes"
+        )
+    quantize = _quantizer(folder, graph, loaded, options)
+    model = quantize(_float(graph, options))
+    (folder / "model.tflite").write_bytes(model)
+
+
+def cause(folder: Path, graph: Graph, loaded: Loaded, options: Namespace) -> str:
+    """Returns which layer loses most by being quantised."""
+    if options.quantize == "none":
+        return ""
+    return quantization.blame(
+        _float(graph, options),
+        _quantizer(folder, graph, loaded, options),
+        graph,
+        quantization.rows(folder, loaded, graph, options.calibration),
+    )
+
+
+def _float(graph: Graph, options: Namespace) -> bytes:
+    mask = MILD if options.quantize == "int8_static" else attention.MASKED
+    with mock.patch.object(attention, "MASKED", mask):
+        if options.converter == "tensorflow":
+            return convert_by_tensorflow(graph)
+        return convert(graph)
+
+
+def _quantizer(
+    folder: Path, graph: Graph, loaded: Loaded, options: Namespace
+) -> Callable[..., bytes]:
+    calibration = {}
+    if options.quantize == "int8_static":
+        calibration = quantization.rows(folder, loaded, graph, options.calibration)
+    return functools.partial(
+        quantization.quantize,
+        how=options.quantize,
+        is_encoder=graph.architecture == "encoder",
+        calibration=calibration,
+    )
 
 
 def convert(graph: Graph) -> bytes:
@@ -75,7 +123,7 @@ def convert(graph: Graph) -> bytes:
     modules = []
     for signature in graph.signatures:
         function = functools.partial(signature.function, graph.params)
-        with nn.intercept_methods(_look_up), _marked_activations():
+        with _marked():
             exported = jax.export.export(
                 jax.jit(function, keep_unused=True), platforms=["cpu"]
             )(dict(signature.inputs))
@@ -96,59 +144,46 @@ def convert(graph: Graph) -> bytes:
     config.model_origin_framework = "JAX"
     config.unsafe_fuse_dynamic_shaped_broadcast = True
     config.canonicalizing_inf_as_min_max_float = True
+    with _refused(), context:
+        passes = passmanager.PassManager()
+        converter.run_convert_to_tfl_passes(merged, passes, config)
+        return converter.export_flatbuffer_to_bytes(merged.operation)
+
+
+def convert_by_tensorflow(graph: Graph) -> bytes:
+    """Returns what `convert` does, made by `tf.lite.TFLiteConverter`.
+
+    The weights are variables: as constants TensorFlow needs many times their memory.
+    """
+    import tensorflow as tf
+
+    from tools.export import saved_model
+
+    names = [signature.name for signature in graph.signatures]
+    with tempfile.TemporaryDirectory() as folder, _refused():
+        with _marked():
+            saved_model.save_functions(graph, folder)
+        converter = tf.lite.TFLiteConverter.from_saved_model(
+            folder, signature_keys=names
+        )
+        return converter.convert()
+
+
+@contextlib.contextmanager
+def _refused() -> Iterator[None]:
+    """Turns a converter's error into one line."""
     try:
-        with context:
-            passes = passmanager.PassManager()
-            converter.run_convert_to_tfl_passes(merged, passes, config)
-            return converter.export_flatbuffer_to_bytes(merged.operation)
+        yield
     except (ValueError, RuntimeError) as error:
         line = " ".join(str(error).split())[:300]
         raise UserError(f"TF Lite has no operation for this model: {line}") from error
 
 
-def quantize(model: bytes, how: str) -> bytes:
-    """Returns a TF Lite file with smaller weights; `how` is of `QUANTIZATIONS`.
-
-    Raises:
-        UserError: If the model's sizes do not allow it.
-    """
-    if how == "none":
-        return model
-    from ai_edge_quantizer import quantizer
-    from ai_edge_quantizer.qtyping import QuantGranularity, TFLOperationName
-
-    made = quantizer.Quantizer(bytearray(model))
-    every, lookup = TFLOperationName.ALL_SUPPORTED, TFLOperationName.EMBEDDING_LOOKUP
-    match how:
-        case "float16":
-            made.load_quantization_recipe(_FLOAT16)
-        case "int8":
-            made.add_dynamic_config(".*", every, 8)
-        case "int8_weights":
-            made.add_weight_only_config(".*", every, 8)
-        case "int4":
-            made.add_dynamic_config(".*", every, 4, QuantGranularity.BLOCKWISE_32)
-            made.add_dynamic_config(".*", lookup, 8)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
-            result = made.quantize(enable_progress_report=False)
-    except (ValueError, RuntimeError) as error:
-        line = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"--quantize={how} does not fit the model: {line}; choose another"
-        ) from error
-    return bytes(result.quantized_model or b"")
-
-
 @contextlib.contextmanager
-def _marked_activations() -> Iterator[None]:
-    """Puts what is marked in the place of the model's activations."""
-    plain = dict(ACTIVATIONS)
-    ACTIVATIONS.update(_MARKED)
-    try:
+def _marked() -> Iterator[None]:
+    """Marks a model's lookups and activations while it is traced."""
+    with nn.intercept_methods(_look_up), mock.patch.dict(ACTIVATIONS, _MARKED):
         yield
-    finally:
-        ACTIVATIONS.update(plain)
 
 
 def _look_up(
@@ -157,7 +192,7 @@ def _look_up(
     kwargs: Mapping[str, Any],
     context: nn.module.InterceptorContext,
 ) -> Any:
-    """Marks the lookup of an `Embed` for LiteRT's converter."""
+    """Marks the lookup of an `Embed`."""
     module = context.module
     if not (isinstance(module, Embed) and context.method_name == "__call__"):
         return call(*args, **kwargs)

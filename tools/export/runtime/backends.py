@@ -1,6 +1,9 @@
-"""What runs a model's functions: one class for each format, all with the same method."""
+"""What runs a model's functions: a class for each format, all with the same method."""
 
+import json
 from pathlib import Path
+
+import numpy as np
 
 
 class TfLite:
@@ -22,13 +25,96 @@ class TfLite:
         """
         if signature not in self._runners:
             runner = self._interpreter.get_signature_runner(signature)
-            self._runners[signature] = runner, list(runner.get_input_details())
-        runner, names = self._runners[signature]
-        return runner(**{name: inputs[name] for name in names})
+            self._runners[signature] = (
+                runner,
+                list(runner.get_input_details()),
+                {k: v["quantization"] for k, v in runner.get_output_details().items()},
+            )
+        runner, names, scales = self._runners[signature]
+        outputs = runner(**{name: inputs[name] for name in names})
+        # In `int8_static` outputs are whole numbers, scale · (value - zero).
+        return {
+            name: (value - np.float32(scales[name][1])) * np.float32(scales[name][0])
+            if value.dtype == np.int8
+            else value
+            for name, value in outputs.items()
+        }
+
+
+class Onnx:
+    """A folder of ONNX files, one for each signature, run by onnxruntime."""
+
+    def __init__(self, path, num_threads=2):
+        """Keeps where the files are; each is opened when it is first run."""
+        self._path = Path(path)
+        self._num_threads = num_threads
+        self._sessions = {}
+
+    def run(self, signature, inputs):
+        """Returns the outputs of a signature; see `TfLite`."""
+        if signature not in self._sessions:
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = self._num_threads
+            # All that it says at this level is what to try for more speed.
+            options.log_severity_level = 3
+            session = onnxruntime.InferenceSession(
+                str(self._path / f"{signature}.onnx"),
+                options,
+                providers=["CPUExecutionProvider"],
+            )
+            # A cache that comes in and goes out is `next_` as an output.
+            self._sessions[signature] = (
+                session,
+                [each.name for each in session.get_inputs()],
+                [each.name.removeprefix("next_") for each in session.get_outputs()],
+            )
+        session, names, results = self._sessions[signature]
+        values = session.run(None, {name: inputs[name] for name in names})
+        return dict(zip(results, values))
+
+
+class StableHlo:
+    """A folder of functions that `jax.export` wrote, run by JAX."""
+
+    def __init__(self, path, num_threads=2):
+        """Reads the weights. JAX takes as many threads as there are cores."""
+        import jax
+
+        self._path = Path(path)
+        self._about = json.loads((self._path / "about.json").read_text())
+        with np.load(self._path / "weights.npz") as weights:
+            self._weights = jax.device_put(dict(weights))
+        self._functions = {}
+
+    def run(self, signature, inputs):
+        """Returns the outputs of a signature; see `TfLite`.
+
+        Raises:
+            RuntimeError: If JAX is older than the one that wrote them, and cannot read
+                them.
+        """
+        import jax
+        import jax.export
+
+        if signature not in self._functions:
+            written = (self._path / f"{signature}.bin").read_bytes()
+            try:
+                function = jax.jit(jax.export.deserialize(bytearray(written)).call)
+            except Exception as error:
+                raise RuntimeError(
+                    f"jax {jax.__version__} cannot read what jax {self._about['jax']} "
+                    f"wrote; install that one: {error}"
+                ) from error
+            self._functions[signature] = function
+        inputs = {name: inputs[name] for name in self._about["inputs"][signature]}
+        outputs = self._functions[signature](self._weights, inputs)
+        return {name: np.asarray(value) for name, value in outputs.items()}
 
 
 # The name of a model's file or folder, and what opens it.
-BACKENDS = {"model.tflite": TfLite}
+BACKENDS = {"model.tflite": TfLite, "onnx": Onnx, "stablehlo": StableHlo}
 
 
 def open_model(folder, num_threads=2):
