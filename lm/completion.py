@@ -196,10 +196,7 @@ class Completer:
         self._mesh = sharding.build_mesh(sharding.MeshConfig())
         sentinels = tokenizer.sentinel_ids if self.has_encoder else ()
         self._sentinels = {i: tokenizer.token(i) for i in sentinels}
-        # The embedding may have more rows than there are tokens.
-        allowed = np.zeros(model_config.vocab_size, bool)
-        allowed[: tokenizer.vocab_size] = ~tokenizer.is_special
-        allowed[[i for i in (tokenizer.eos_id, *sentinels) if i >= 0]] = True
+        allowed = writable(tokenizer, model_config.vocab_size, sentinels)
         self._vocabulary = jax.device_put(
             decoding.Vocabulary(allowed, np.int32(tokenizer.eos_id)),
             sharding.replicated(self._mesh),
@@ -451,6 +448,19 @@ class Writer:
             }
             for i in range(len(examples))
         ]
+
+
+def writable(
+    tokenizer: Tokenizer, vocab_size: int, sentinels: Sequence[int]
+) -> np.ndarray:
+    """Returns which ids may be written, bool [V]: no marks but the end's and sentinels.
+
+    The model's embedding may have more rows, `vocab_size`, than there are tokens.
+    """
+    allowed = np.zeros(vocab_size, bool)
+    allowed[: tokenizer.vocab_size] = ~tokenizer.is_special
+    allowed[[i for i in (tokenizer.eos_id, *sentinels) if i >= 0]] = True
+    return allowed
 
 
 def _finish(prompt: Prompt, text: Growing) -> Completion:

@@ -316,11 +316,11 @@ def _exports(report: Report) -> str:
         for export in exports
     )
     return (
-        f"<div class=wide>{table('scores', head, rows)}</div><p class=soft>Each was run "
-        "in a process without JAX on held-out examples. The score is that of JAX and "
-        "its own; equal is the share of predictions that are; the error is the largest "
-        "of their numbers; the time is that of one row, or of one token written, the "
-        "median of 50.</p>"
+        f"<div class=wide>{table('scores', head, rows)}</div><p class=soft>Each was "
+        "run in a process of its own on held-out examples. The score is that of JAX "
+        "and its own; equal is the share of predictions that are; the error is the "
+        "largest of the numbers in them; the time is that of one row, or of one token "
+        "written, the median of 50.</p>"
     )
 
 

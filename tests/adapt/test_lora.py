@@ -59,6 +59,7 @@ def draw(model):
     )
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def start(model):
     return nn.unbox(model.init(jax.random.key(0), make_batch()))["params"]
 

@@ -334,7 +334,7 @@ def random_model(config, tokenizer):
 def opened(folder, loaded, monkeypatch, lengths):
     """Returns the model that a folder's artefact is."""
     made = graph.build(loaded, lengths)
-    about = artefact.describe(loaded, made, {"name": "x"})
+    about = artefact.describe(loaded, made)
     artefact.write(folder, about, loaded.tokenizer)
     monkeypatch.setattr(runtime, "open_model", lambda folder, num_threads: Jax(made))
     return runtime.load(folder)

@@ -12,9 +12,9 @@ not trained on, and compared with the one in JAX.
 | --format | what it is | --quantize |
 |---|---|---|
 | tflite | a TF Lite file, for phones | float16, int8, int8_weights, int8_static, int4 |
-| litertlm | a bundle for LiteRT-LM: a decoder, its tokenizer and chat template | int8 |
+| litertlm | a decoder with its tokenizer and chat template | all but int8_static |
 | saved_model | a SavedModel, text in, for TensorFlow Serving | |
-| onnx | for ONNX Runtime | int8 |
+| onnx | files for ONNX Runtime | int8 |
 | stablehlo | functions of `jax.export`, for JAX alone | |
 
 `int8` is what phones are fastest with: a quarter of the size. Several lengths
@@ -64,7 +64,7 @@ parser.add_argument(
 def main(args: Namespace) -> dict[str, Any]:
     """Checks what was asked for, exports, proves, and prints how it compares."""
     check_choice("--format", args.format, FORMATS)
-    format: Any = importlib.import_module(f"tools.export.{args.format}")
+    format = _open(args.format)
     check_choice("--quantize", args.quantize, tuple(format.QUANTIZATIONS))
     check_choice("--converter", args.converter, ("direct", "tensorflow"))
     if args.converter != "direct" and args.format != "tflite":
@@ -104,7 +104,9 @@ def main(args: Namespace) -> dict[str, Any]:
         artefact.write_card(folder, about, proof, format.REQUIRES)
         _show(proof)
         if not proof["after"] >= proof["before"] - args.tolerance:
-            what = format.cause(folder, made, loaded, args)
+            what = ""
+            if hasattr(format, "cause"):
+                what = format.cause(folder, made, loaded, args)
             raise UserError(
                 f"{proof['score']} falls from {proof['before']:.4f} to "
                 f"{proof['after']:.4f}, more than --tolerance {args.tolerance}"
@@ -115,6 +117,21 @@ def main(args: Namespace) -> dict[str, Any]:
         print(f"report: {page}")
     print(f"wrote {output}")
     return {"output": str(output), **proof}
+
+
+def _open(format: str) -> Any:
+    """Returns the module of a format.
+
+    Raises:
+        UserError: If what it needs is not installed.
+    """
+    try:
+        return importlib.import_module(f"tools.export.{format}")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"--format={format} needs {error.name}; install the extra `export` of "
+            "pyproject.toml, as `make install` does"
+        ) from error
 
 
 def _lengths(text: str) -> list[int]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lm.atomic import make_folder, write_json, write_text
+from lm.completion import writable
 from lm.tasks import Generative
 from lm.tasks.chat import Chat
 from lm.text.tokenizers import Tokenizer
@@ -80,12 +81,9 @@ def _writing(loaded: Loaded, architecture: str) -> dict[str, Any]:
     task, tokenizer = loaded.task, loaded.tokenizer
     has_encoder = architecture == "encoder_decoder"
     sentinels = tokenizer.sentinel_ids if has_encoder else ()
-    allowed = {tokenizer.eos_id, *sentinels}
-    special = np.flatnonzero(tokenizer.is_special).tolist()
-    # The embedding may have more rows than there are tokens.
-    rows = range(tokenizer.vocab_size, loaded.config.model.vocab_size)
+    allowed = writable(tokenizer, loaded.config.model.vocab_size, sentinels)
     writing: dict[str, Any] = {
-        "forbidden": [i for i in (*special, *rows) if i not in allowed],
+        "forbidden": np.flatnonzero(~allowed).tolist(),
         "sentinels": {tokenizer.token(i): i for i in sentinels},
         "max_new_tokens": 0,
     }

@@ -53,11 +53,15 @@ class Graph:
 
     Attributes:
         architecture: `encoder`, `decoder` or `encoder_decoder`: how it is run.
+        model: What the functions are of.
+        prefix_lm: Whether a decoder reads its prompt in both directions.
         params: In NumPy, float32.
         signatures: At least one.
     """
 
     architecture: str
+    model: Any
+    prefix_lm: bool
     params: Params
     signatures: tuple[Signature, ...]
 
@@ -100,11 +104,12 @@ def build(loaded: Loaded, lengths: Sequence[int] = ()) -> Graph:
         loaded.config.model, scan_layers=False, remat="none", dtype="float32"
     )
     model: Any = task.build_model(config)
+    prefix_lm = getattr(task, "prefix_lm", getattr(task.config, "prefix_lm", False))
     params = unstack_layers(jax.tree.map(np.asarray, jax.device_get(loaded.params)))
     if isinstance(task, Predictive):
         architecture, made = "encoder", _encoder(task, model, lengths)
     elif model.architecture == "decoder":
-        architecture, made = "decoder", _decoder(task, model, lengths)
+        architecture, made = "decoder", _decoder(task, model, lengths, prefix_lm)
     elif model.architecture == "encoder_decoder":
         architecture, made = "encoder_decoder", _encoder_decoder(task, model, lengths)
     else:
@@ -112,7 +117,8 @@ def build(loaded: Loaded, lengths: Sequence[int] = ()) -> Graph:
             f"task {task.config.name} predicts nothing that can be exported; fine-tune "
             "the model with another, for example classify"
         )
-    return Graph(architecture, params, tuple(_signatures(made, params)))
+    signatures = tuple(_signatures(made, params))
+    return Graph(architecture, model, prefix_lm, params, signatures)
 
 
 # A name, a length, a function, and inputs.
@@ -170,7 +176,7 @@ def _encoder(task: Any, model: Any, lengths: Sequence[int]) -> _Made:
         yield name, length, predict, inputs
 
 
-def _decoder(task: Any, model: Any, lengths: Sequence[int]) -> _Made:
+def _decoder(task: Any, model: Any, lengths: Sequence[int], prefix_lm: bool) -> _Made:
     """Makes `prefill_16`, … and `decode`.
 
     A prompt is read by `prefill`, whose padding repeats the last token's place. Then
@@ -180,12 +186,11 @@ def _decoder(task: Any, model: Any, lengths: Sequence[int]) -> _Made:
     config, task_config = model.config, task.config
     size = task_config.length + getattr(task_config, "targets_length", 0)
     lengths = _checked(
-        lengths or [n for n in (16, 64, 256, 1024) if n < size] + [size],
+        lengths or [n for n in (16, 128, 1024) if n < size] + [size],
         config.max_len if config.position_encoding == "learned" else 1 << 20,
         "model.max_len",
     )
     S = lengths[-1]
-    prefix_lm = getattr(task, "prefix_lm", getattr(task_config, "prefix_lm", False))
 
     def prefill(params: Params, inputs: Batch) -> Batch:
         index = _index(inputs)

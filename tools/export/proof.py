@@ -20,7 +20,7 @@ from lm import cli, decoding, sharding
 from lm.completion import Completer, Writer
 from lm.data.pipeline import DataConfig, one_pass
 from lm.tasks import Generative, Predictive
-from lm.tasks.base import apply
+from lm.tasks.base import apply, marked
 from lm.train.evaluation import Predictor, read_examples
 from lm.train.workdir import Loaded
 from lm.types import UserError
@@ -62,7 +62,8 @@ def prove(
 
     Returns:
         `examples`, `score` (its name), `before` and `after`, `agreement` (the share of
-        equal predictions), `max_error` of the numbers in them, and of the function that
+        equal predictions), `max_error` of the numbers in them, of a SavedModel that
+        takes text `text_in` (how often that is as good), and of the function that
         is run most `latency_ms` (a median) and `peak_mb` of the process (None off
         Linux), and JAX's beside them.
 
@@ -97,23 +98,33 @@ def prove(
     with cli.Status(f"running it on {len(before)} examples of {split}") as status:
         script = [CHILDREN / "run_artefact.py", folder.resolve()]
         made = _run(script, job, [",".join(blocked)], status)
-    with cli.Status("running the model in JAX") as status:
-        module = ["-m", "tools.export.children.run_jax", workdir]
-        beside = _run(module, job, [], status)
+    beside = _time_jax(workdir, job)
     after = made["predictions"]
-    if prompts:
+    difference = _difference(before, after)
+    if not prompts:
+        scored = _scores(task, examples, before, after)
+    elif made["likelihoods"]:
         scored = _likelihoods(loaded, prompts, made["likelihoods"])
     else:
-        scored = _scores(task, examples, before, after)
+        same = difference["agreement"]
+        scored = {"score": "agreement", "before": 1.0, "after": same}
     return {
         "examples": len(before),
         **scored,
-        **_difference(before, after),
+        **difference,
+        **({"text_in": float(np.mean(made["text_in"]))} if "text_in" in made else {}),
         "latency_ms": made["latency_ms"],
         "jax_latency_ms": beside["latency_ms"],
         "peak_mb": made["peak_mb"],
         "jax_peak_mb": beside["peak_mb"],
     }
+
+
+def _time_jax(workdir: Path, job: Mapping[str, Any]) -> dict[str, Any]:
+    """Runs the same function in JAX, in a fresh process."""
+    with cli.Status("running the model in JAX") as status:
+        module = ["-m", "tools.export.children.run_jax", workdir]
+        return _run(module, job, [], status)
 
 
 def _predict(loaded: Loaded, examples: Sequence[Example]) -> list[dict[str, Any]]:
@@ -146,7 +157,10 @@ def _prompts(
             room = size
         else:
             source = row["inputs"][:1]
-            ids = row["inputs"][real][:PROMPT_TOKENS]
+            # As the text of the prompt would be encoded, wherever it was cut.
+            text = loaded.tokenizer.decode(row["inputs"][real][:PROMPT_TOKENS])
+            tokens = loaded.tokenizer.encode(text)
+            ids = np.concatenate([marked(loaded.tokenizer)[:1], tokens])
             room = size - len(ids) + 1  # the last one is not read
         named = {"ids": ids, "source": source, "targets": row["targets"][real][:size]}
         prompts.append({name: value.tolist() for name, value in named.items()})
@@ -220,8 +234,12 @@ def _scores(
 def _difference(
     before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Returns `agreement` and, of those predictions that agree, `max_error`."""
-    pairs = [(_parts(a), _parts(b)) for a, b in zip(before, after, strict=True)]
+    """Returns `agreement` and, of those predictions that agree, `max_error`.
+
+    A bundle predicts texts and no numbers.
+    """
+    known = [{name: a[name] for name in b} for a, b in zip(before, after, strict=True)]
+    pairs = [(_parts(a), _parts(b)) for a, b in zip(known, after)]
     errors = [
         abs(x - y)
         for (same, a), (other, b) in pairs
@@ -230,7 +248,7 @@ def _difference(
     ]
     return {
         "agreement": float(np.mean([a == b for (a, _), (b, _) in pairs])),
-        "max_error": max(errors, default=float("inf")),
+        "max_error": max(errors, default=None),
     }
 
 

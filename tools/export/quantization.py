@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def quantize(
             made.add_dynamic_config(part, every, 4, QuantGranularity.BLOCKWISE_32)
             made.add_dynamic_config(part, lookup, 8, of_table)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+        with _quiet():
             ranges = made.calibrate(calibration) if how == "int8_static" else None
             result = made.quantize(ranges, enable_progress_report=False)
     except (ValueError, RuntimeError) as error:
@@ -106,6 +107,17 @@ def quantize(
             f"--quantize={how} does not fit the model: {line}; choose another"
         ) from error
     return bytes(result.quantized_model or b"")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back the quantiser's progress bars and what it says of shared weights."""
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def blame(

@@ -156,13 +156,29 @@ def convert_by_tensorflow(graph: Graph) -> bytes:
     The weights are variables: as constants TensorFlow needs many times their memory.
     """
     import tensorflow as tf
+    from jax.experimental import jax2tf
 
-    from tools.export import saved_model
+    from tools.export.saved_model import tensorflow_target
 
-    names = [signature.name for signature in graph.signatures]
+    root: Any = tf.Module()
+    root.params = jax.tree.map(lambda x: tf.Variable(x, trainable=False), graph.params)
+    functions = {}
+    for signature in graph.signatures:
+        call = jax2tf.convert(signature.function, with_gradient=False)
+        specs = {
+            name: tf.TensorSpec(each.shape, each.dtype, name)
+            for name, each in signature.inputs.items()
+        }
+        functions[signature.name] = tf.function(
+            functools.partial(call, root.params),
+            input_signature=[specs],
+            autograph=False,
+        )
+    # The marks are newer than what TensorFlow is given else.
     with tempfile.TemporaryDirectory() as folder, _refused():
-        with _marked():
-            saved_model.save_functions(graph, folder)
+        with tensorflow_target("1.9.0"), _marked():
+            tf.saved_model.save(root, folder, functions)
+        names = list(functions)
         converter = tf.lite.TFLiteConverter.from_saved_model(
             folder, signature_keys=names
         )

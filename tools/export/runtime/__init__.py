@@ -10,6 +10,7 @@ from pathlib import Path
 
 from . import encoders
 from .backends import open_model
+from .bundles import Bundle
 from .tokenizer import Tokenizer
 from .writers import Writer
 
@@ -29,6 +30,8 @@ def load(folder, num_threads=2):
     """
     folder = Path(folder)
     about = json.loads((folder / "signature.json").read_text(encoding="utf-8"))
+    if about["format"] == "litertlm":
+        return Bundle(folder / "model.litertlm", about, num_threads)
     backend = open_model(folder, num_threads)
     tokenizer = Tokenizer(folder / "tokenizer")
     if about["architecture"] == "encoder":

@@ -1,5 +1,7 @@
 """What runs a model's functions: a class for each format, all with the same method."""
 
+import contextlib
+import importlib.util
 import json
 from pathlib import Path
 
@@ -75,6 +77,45 @@ class Onnx:
         return dict(zip(results, values))
 
 
+class SavedModel:
+    """A SavedModel, run by TensorFlow; of one that takes text, what takes tokens."""
+
+    def __init__(self, path, num_threads=2):
+        """Opens the folder. TensorFlow's threads are set before it begins to run."""
+        import tensorflow as tf
+
+        if importlib.util.find_spec("tensorflow_text"):
+            importlib.import_module("tensorflow_text")  # has its tokenizers
+        with contextlib.suppress(RuntimeError):
+            tf.config.threading.set_intra_op_parallelism_threads(num_threads)
+        self._constant = tf.constant
+        self._model = tf.saved_model.load(str(path))
+
+    def run(self, signature, inputs):
+        """Returns the outputs of a signature; see `TfLite`."""
+        functions = self._model.signatures
+        if signature == "serving_default" and "ids" in functions:
+            signature = "ids"
+        function = functions[signature]
+        specs = function.structured_input_signature[1]
+        tensors = {n: self._constant(inputs[n], s.dtype) for n, s in specs.items()}
+        return {name: each.numpy() for name, each in function(**tensors).items()}
+
+    def of_text(self, fields):
+        """Returns the outputs for an example's texts; None if it takes tokens alone."""
+        functions = self._model.signatures
+        if not {"ids", "generate"}.intersection(functions):
+            return None
+        function = functions["serving_default"]
+        names = function.structured_input_signature[1]
+        # Half a character has no UTF-8.
+        texts = {
+            name: self._constant([fields[name].encode(errors="replace")])
+            for name in names
+        }
+        return {name: each.numpy()[0] for name, each in function(**texts).items()}
+
+
 class StableHlo:
     """A folder of functions that `jax.export` wrote, run by JAX."""
 
@@ -114,7 +155,12 @@ class StableHlo:
 
 
 # The name of a model's file or folder, and what opens it.
-BACKENDS = {"model.tflite": TfLite, "onnx": Onnx, "stablehlo": StableHlo}
+BACKENDS = {
+    "model.tflite": TfLite,
+    "saved_model": SavedModel,
+    "onnx": Onnx,
+    "stablehlo": StableHlo,
+}
 
 
 def open_model(folder, num_threads=2):
