@@ -1,12 +1,14 @@
 """Vectors of any workdir: what they are, files, neighbours, and mistakes."""
 
+import contextlib
+import io
 import json
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from lm import cli, embed, evaluate
 from lm.data.pipeline import DataConfig
 from lm.models import bert, gpt
 from lm.nn.heads import pool
@@ -54,20 +56,35 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(folder, *flags, name="rank", fails=False):
-    command = [sys.executable, "-m", "lm.embed", f"--workdir={folder / name}", *flags]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert bool(done.returncode) == fails, done.stderr
-    if fails:
-        assert "Traceback" not in done.stderr
-        return done.stderr.strip().splitlines()[-1]
-    return done.stdout
+@pytest.fixture
+def run(folder, monkeypatch):
+    """Runs the command as a shell does, and returns what it prints."""
+
+    def run(*flags, name="rank", fails=False, command=embed):
+        words = [command.__name__, f"--workdir={folder / name}", *flags]
+        monkeypatch.setattr(sys, "argv", words)
+        out, err = io.StringIO(), io.StringIO()
+        # The command takes over signals, which are the test run's.
+        monkeypatch.setattr(cli.signal, "signal", lambda number, handler: None)
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            pytest.raises(SystemExit) as ended,
+        ):
+            cli.run(command.main, command.parser)
+        assert bool(ended.value.code) == fails, err.getvalue()
+        if fails:
+            assert "Traceback" not in err.getvalue()
+            return err.getvalue().strip().splitlines()[-1]
+        return out.getvalue()
+
+    return run
 
 
-def test_files_have_a_vector_for_each_text_in_order(folder):
+def test_files_have_a_vector_for_each_text_in_order(folder, run):
     source = f"--input={folder / 'input.jsonl'}"
-    run(folder, source, f"--output={folder / 'v.npz'}", "--batch-size=8")
-    run(folder, source, f"--output={folder / 'v.jsonl'}")
+    run(source, f"--output={folder / 'v.npz'}", "--batch-size=8")
+    run(source, f"--output={folder / 'v.jsonl'}")
     vectors = np.load(folder / "v.npz")["vectors"]
     assert vectors.shape == (5, 8) and vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-4)
@@ -78,38 +95,37 @@ def test_files_have_a_vector_for_each_text_in_order(folder):
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
-def test_a_vector_is_the_pooled_states_of_a_language_model(folder, pooling):
+def test_a_vector_is_the_pooled_states_of_a_language_model(folder, run, pooling):
     loaded = workdir_lib.load(folder / "gpt")
     tokens = np.array([[loaded.tokenizer.bos_id, *loaded.tokenizer.encode("red sun")]])
     tokens = np.append(tokens[tokens >= 0], loaded.tokenizer.eos_id)[None]
     batch = {"inputs": tokens.astype(np.int32)}
     states = loaded.model.apply({"params": loaded.params}, batch, method="hidden")
     expected = np.array(pool(states, np.ones(tokens.shape, np.int32), pooling))[0]
-    output = run(folder, "--text=red sun", f"--pooling={pooling}", name="gpt")
+    output = run("--text=red sun", f"--pooling={pooling}", name="gpt")
     vector = json.loads(output)["vector"]
     np.testing.assert_allclose(
         vector, expected / np.linalg.norm(expected), rtol=1e-3, atol=1e-5
     )
 
 
-def test_ranks_are_among_all_texts_also_in_the_intervals(folder):
-    command = [sys.executable, "-m", "lm.evaluate", f"--workdir={folder / 'rank'}"]
-    subprocess.run([*command, "--split=validation", "--keep-seen"], check=True)
+def test_ranks_are_among_all_texts_also_in_the_intervals(folder, run):
+    run("--split=validation", "--keep-seen", command=evaluate)
     report = json.loads((folder / "rank" / "report-validation.json").read_text())
     for row in report["scores"]:
         assert row["low"] <= row["value"] <= row["high"]
 
 
-def test_the_nearest_text_is_the_text_itself(folder):
+def test_the_nearest_text_is_the_text_itself(folder, run):
     corpus = f"--corpus={folder / '{split}.jsonl'}", "--corpus-split=train"
-    output = run(folder, "--text=red", "--text=a blue sea", "--nearest=2", *corpus)
+    output = run("--text=red", "--text=a blue sea", "--nearest=2", *corpus)
     for line, text in zip(output.splitlines(), ["red", "a blue sea"], strict=True):
         found = json.loads(line)
         assert found["text"] == text and len(found["nearest"]) == 2
         first, second = found["nearest"]
         assert first["text"] == text and first["cosine"] == pytest.approx(1, abs=1e-5)
         assert second["cosine"] <= first["cosine"]
-    output = run(folder, "--text=red", "--nearest=99", *corpus, "--json")
+    output = run("--text=red", "--nearest=99", *corpus, "--json")
     (found,) = json.loads(output)["predictions"]
     assert len({row["text"] for row in found["nearest"]}) == 99
 
@@ -126,5 +142,5 @@ def test_the_nearest_text_is_the_text_itself(folder):
         (["--text=a", "--output=/nowhere/a.npz"], "cannot write /nowhere/a.npz"),
     ],
 )
-def test_mistakes_are_one_line(folder, flags, message):
-    assert message in run(folder, *flags, fails=True)
+def test_mistakes_are_one_line(run, flags, message):
+    assert message in run(*flags, fails=True)

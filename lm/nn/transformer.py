@@ -189,7 +189,8 @@ class Cache:
         """Puts keys and values [B, T, K, H] at places [B, T] of one layer's cache."""
         rows = jnp.arange(index.shape[0])[:, None]
         # Places beyond the cache are those of padding: dropped.
-        return self.replace(
+        return dataclasses.replace(
+            self,
             key=self.key.at[rows, index].set(key, mode="drop"),
             value=self.value.at[rows, index].set(value, mode="drop"),
         )

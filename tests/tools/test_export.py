@@ -182,6 +182,27 @@ def test_an_artefact_predicts_as_jax_does(workdir, tmp_path, how, error, share):
         assert result["agreement"] == 1.0
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--converter=tensorflow",),
+        ("--format=saved_model",),
+        ("--format=onnx",),
+        ("--format=stablehlo",),
+    ],
+)
+def test_every_way_predicts_as_jax_does(workdir, tmp_path, flags):
+    result = run(workdir, *flags, f"--output={tmp_path / 'made'}", "--max-len=32,64")
+    assert result["agreement"] == 1.0 and result["max_error"] <= 1e-4
+    assert result.get("text_in", 1.0) == 1.0
+    assert ("text_in" in result) == (flags == ("--format=saved_model",))
+
+
+def test_a_bundle_writes_as_jax_does(writer, tmp_path):
+    result = run(writer("chat"), "--format=litertlm", f"--output={tmp_path / 'made'}")
+    assert result["agreement"] == 1.0 and result["examples"] == 40
+
+
 def num_bytes(workdir):
     """Returns the size of a model's parameters."""
     return sum(x.nbytes for x in jax.tree.leaves(workdir_lib.load(workdir).params))

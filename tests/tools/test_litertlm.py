@@ -27,15 +27,15 @@ from lm.train.workdir import Loaded
 from lm.types import UserError
 from tools.export import graph, litertlm
 
-WHO = ["the red fox", "a small cat", "my old dog", "the captain"]
+WHO = ["the fox", "a cat", "my dog", "we"]
 DOES = ["sees", "likes", "finds"]
-WHAT = ["the sea", "a warm stone", "an apple"]
+WHAT = ["the sea", "stones", "an apple"]
 PAIRS = [(i, j) for i in range(len(WHO)) for j in range(len(WHAT))]
-QUESTIONS = [f"what does {WHO[i]} do with {WHAT[j]}?" for i, j in PAIRS]
+QUESTIONS = [f"what of {WHO[i]} and {WHAT[j]}?" for i, j in PAIRS]
 ANSWERS = [f"{WHO[i]} {DOES[j]} {WHAT[j]}." for i, j in PAIRS]
 # Places of the cache, and new tokens.
-S, N = 96, 20
-MODEL = gpt.Config(vocab_size=400, num_layers=2, emb_dim=64, num_heads=2, max_len=S)
+S, N = 64, 14
+MODEL = gpt.Config(vocab_size=400, num_layers=1, emb_dim=64, num_heads=2, max_len=S)
 
 
 def loaded_of(config, tokenizer, params):
@@ -83,7 +83,7 @@ def talker():
     data |= {"example_mask": np.ones(len(rows), np.float32)}
     # The loss is that of a language model: it learns all that is said.
     data["loss_mask"] = (data["segment_ids"] > 0).astype(np.float32)
-    optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0, 1e-2, 20, 300))
+    optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0, 2e-2, 10, 150))
 
     @jax.jit
     def step(params, state, batch):
@@ -96,11 +96,11 @@ def talker():
 
     params = jax.jit(init_params, static_argnums=0)(model, np.uint32(0))
     state, value = optimizer.init(params), 0.0
-    for _ in range(300):
+    for _ in range(150):
         chosen = rng.choice(128, 8)
         batch = {name: values[chosen] for name, values in data.items()}
         params, state, value = step(params, state, batch)
-    assert value < 0.15
+    assert value < 0.3
     return dataclasses.replace(loaded, params=params)
 
 
@@ -187,7 +187,7 @@ def written(writer):
     """Prompts, and what JAX writes."""
     prompts = [" ".join(answer.split()[:4]) for answer in ANSWERS]
     # From less than the shortest prefill to a cache that the text fills.
-    for number, size in enumerate((15, 16, 17, 31, 32, 33, 60, S - N - 1)):
+    for number, size in enumerate((15, 16, 17, 31, 32, 33, 40, S - N - 1)):
         ids = writer.tokenizer.encode(recital(number, 20))
         prompts.append(writer.tokenizer.decode(ids[:size]))
     return prompts, texts_of(writer, prompts)
@@ -247,7 +247,7 @@ def test_a_cache_is_filled_to_its_end(bundle, writer):
     tokenizer = writer.tokenizer
     ids = tokenizer.encode(recital(0, 20))
     steps = []
-    for first, second in ((10, 20), (50, 33), (64, 20), (80, 4), (70, 13)):
+    for first, second in ((10, 15), (30, 23), (38, 16), (50, 4), (41, 13)):
         parts = ids[:first], ids[first : first + second]
         texts = [tokenizer.decode(part) for part in parts]
         assert [*tokenizer.encode(texts[0]), *tokenizer.encode(texts[1])] == [

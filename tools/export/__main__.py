@@ -101,7 +101,7 @@ def main(args: Namespace) -> dict[str, Any]:
             folder, home, loaded, made, data, split, args.examples, format.BLOCKED
         )
         artefact.write_json(folder / "proof.json", proof)
-        artefact.write_card(folder, about, proof, format.REQUIRES)
+        artefact.write_card(folder, about, proof, format)
         _show(proof)
         if not proof["after"] >= proof["before"] - args.tolerance:
             what = ""

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -134,31 +135,65 @@ def size(folder: Path) -> int:
 
 
 def write_card(
-    folder: Path, about: Mapping[str, Any], proof: Mapping[str, Any], requires: str
+    folder: Path, about: Mapping[str, Any], proof: Mapping[str, Any], format: Any
 ) -> None:
     """Writes `README.md`: what the model is, how to run it and how good it is.
 
-    `requires` are the packages that run it.
+    Args:
+        folder: The artefact.
+        about: See `describe`.
+        proof: See `tools.export.proof`.
+        format: The module that wrote the model.
     """
-    rows = "\n".join(f"| {name} | {value} |" for name, value in proof.items())
-    labels = ", ".join(map(str, about["task"].get("labels", ()))) or "none"
+    task, versions = about["task"], about["versions"]
+    labels = ", ".join(map(str, task.get("labels", ())))
+    signatures = "\n".join(
+        f"| `{each['name']}` | {_listed(each['inputs'])} | {_listed(each['outputs'])} |"
+        for each in about["signatures"]
+    )
+    rows = "\n".join(f"| {name} | {_shown(value)} |" for name, value in proof.items())
     write_text(
         folder / "README.md",
         f"""# {about["name"]}
 
-A model for the task `{about["task"]}`, step {about["step"]} of a run of `lm`:
-{about["quantization"]}. Labels: {labels}.
+A model for the task `{task["name"]}`, {about["format"]}, {about["quantization"]}: step
+{about["step"]} of a run of `lm` {versions["lm"]} with jax {versions["jax"]}.
+{labels and f"Labels: {labels}."}
 
-    pip install {requires}
+    pip install {format.REQUIRES}
     python client.py "A text"
+    python client.py '{{"text": "A text"}}'
 
-`signature.json` has the names, shapes and types of inputs and outputs, the labels and
-the versions of all that made this.
+or in Python:
 
-Compared with the model in JAX on held-out examples:
+    from runtime import load
+    print(load("this/folder").predict(text="A text"))
+
+A task of several fields gets them as JSON, or as keywords. `signature.json` has the
+options of the task, the ids of marks, and these functions:
+
+| function | inputs | outputs |
+|---|---|---|
+{signatures}
+{getattr(format, "NOTE", "")}
+Compared with the model in JAX on held-out examples, where `before` is the score in JAX
+and `after` that of this model; latencies are medians, of one row or of one token that
+is written, with 2 threads:
 
 | | |
 |---|---|
 {rows}
 """,
     )
+
+
+def _listed(shapes: Mapping[str, Any]) -> str:
+    """Returns names, types and shapes in a line; of many caches, the first."""
+    first = {re.sub(r"\d+$", "…", name): each for name, each in shapes.items()}
+    return ", ".join(
+        f"`{name}` {each['dtype']} {each['shape']}" for name, each in first.items()
+    )
+
+
+def _shown(value: Any) -> Any:
+    return f"{value:,.4g}" if isinstance(value, float) else value

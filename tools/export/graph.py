@@ -81,7 +81,8 @@ class Consecutive(Cache):
     def write(self, key: Array, value: Array, index: Array) -> "Consecutive":
         """See `Cache`."""
         place = (0, index[0, 0], 0, 0)
-        return self.replace(
+        return dataclasses.replace(
+            self,
             key=jax.lax.dynamic_update_slice(self.key, key, place),
             value=jax.lax.dynamic_update_slice(self.value, value, place),
         )
@@ -293,7 +294,9 @@ def _index(inputs: Batch) -> Array:
     return jnp.broadcast_to(inputs["input_pos"][None], inputs["tokens"].shape)
 
 
-def _cache_shapes(name: str, config: Any, num_layers: int, size: int) -> Shapes:
+def _cache_shapes(
+    name: str, config: Any, num_layers: int, size: int
+) -> dict[str, jax.ShapeDtypeStruct]:
     shape = (1, size, config.kv_heads, config.head_size)
     return {
         f"{name}_{kind}_{i}": jax.ShapeDtypeStruct(shape, jnp.float32)

@@ -34,7 +34,7 @@ QUANTIZATIONS = {
     for how in ("none", "float16", "int8", "int8_weights", "int4")
 }
 # What the runtime needs.
-REQUIRES = "litert-lm-api"
+REQUIRES = "litert-lm-api numpy"
 
 _Encode = Callable[[list[str]], list[list[int]]]
 # A tokenizer's file, what is in it, and how it reads texts.

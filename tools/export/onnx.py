@@ -42,6 +42,11 @@ QUANTIZATIONS = {
     "int8": "weights in int8, activations quantised as they come",
 }
 
+NOTE = """
+Each function is a file, and `weights.bin` has the weights of all: move them together. A
+cache that comes out is named `next_` and the name with which it comes in.
+"""
+
 # Bytes from which a constant is in the file of weights, where pages of memory begin.
 PAGE = 4096
 

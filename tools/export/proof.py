@@ -5,6 +5,7 @@ examples of a split that was not trained on, from their texts to their predictio
 is timed in a process of its own too.
 """
 
+import functools
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lm import cli, decoding, sharding
@@ -23,7 +25,7 @@ from lm.tasks import Generative, Predictive
 from lm.tasks.base import apply, marked
 from lm.train.evaluation import Predictor, read_examples
 from lm.train.workdir import Loaded
-from lm.types import UserError
+from lm.types import Array, Batch, Params, UserError
 from tools.export.graph import Graph
 
 CHILDREN = Path(__file__).with_name("children")
@@ -104,7 +106,7 @@ def prove(
     if not prompts:
         scored = _scores(task, examples, before, after)
     elif made["likelihoods"]:
-        scored = _likelihoods(loaded, prompts, made["likelihoods"])
+        scored = _likelihoods(prompts, made["likelihoods"])
     else:
         same = difference["agreement"]
         scored = {"score": "agreement", "before": 1.0, "after": same}
@@ -143,14 +145,18 @@ def _prompts(
 ) -> list[dict[str, Any]]:
     """Makes prompts of the texts of a task that learns from texts alone.
 
-    Each has `ids` to continue or answer, by `num_new` tokens, and `targets` that are
-    likely after `source`.
+    Each has `ids` to continue or answer, by `num_new` tokens, `targets` that are likely
+    after `source`, and what JAX thinks of them: `likelihood`, the sum of their log
+    probabilities, and how many of them are the likeliest.
     """
     prompts, num_new = [], NEW_TOKENS
     size = graph.signatures[-1].inputs["kv_cache_k_0"].shape[1]
+    score = jax.jit(functools.partial(_score, loaded.model))
     for document in documents:
-        row = one_pass(loaded.task, [document], 1).batch(0)
-        row = {name: value[0] for name, value in row.items()}
+        batch = one_pass(loaded.task, [document], 1).batch(0)
+        batch.pop("prefix_mask", None)
+        likelihood = jax.device_get(score(loaded.params, batch))
+        row = {name: value[0] for name, value in batch.items()}
         real = row["segment_ids"] > 0
         if "encoder_inputs" in row:
             ids = source = row["encoder_inputs"][row["encoder_segment_ids"] > 0]
@@ -162,10 +168,21 @@ def _prompts(
             tokens = loaded.tokenizer.encode(text)
             ids = np.concatenate([marked(loaded.tokenizer)[:1], tokens])
             room = size - len(ids) + 1  # the last one is not read
-        named = {"ids": ids, "source": source, "targets": row["targets"][real][:size]}
-        prompts.append({name: value.tolist() for name, value in named.items()})
+        named = {"ids": ids, "source": source, "targets": row["targets"][real]}
+        prompt = {name: value.tolist() for name, value in named.items()}
+        prompts.append(prompt | {"likelihood": [x.item() for x in likelihood]})
         num_new = min(room, num_new)
     return [{**prompt, "num_new": num_new} for prompt in prompts]
+
+
+def _score(model: Any, params: Params, batch: Batch) -> tuple[Array, Array]:
+    """Returns the log probability of all targets, and how many are the likeliest."""
+    real, targets = batch["segment_ids"] > 0, batch["targets"]
+    logits = apply(model, params, batch, None).logits.dense().astype(np.float32)
+    scores = jax.nn.log_softmax(logits)
+    of_target = jnp.take_along_axis(scores, targets[:, :, None], axis=-1)[:, :, 0]
+    right = scores.argmax(axis=-1) == targets
+    return (real * of_target).sum(), (real & right).sum()
 
 
 def _continue(
@@ -187,32 +204,20 @@ def _continue(
 
 
 def _likelihoods(
-    loaded: Loaded,
-    prompts: Sequence[Mapping[str, Any]],
-    made: Sequence[tuple[float, int]],
+    prompts: Sequence[Mapping[str, Any]], made: Sequence[tuple[float, int]]
 ) -> dict[str, Any]:
     """Returns how likely held-out tokens are, and how often they are the likeliest."""
-    total, right = 0.0, 0
-    for prompt in prompts:
-        source, targets = (
-            np.array(prompt[name], np.int32)[None] for name in ("source", "targets")
-        )
-        pad = np.full((1, 1), max(loaded.tokenizer.pad_id, 0), np.int32)
-        has_encoder = loaded.model.architecture == "encoder_decoder"
-        batch = {"encoder_inputs": source} if has_encoder else {}
-        first = pad if has_encoder else source
-        batch["inputs"] = np.concatenate([first, targets[:, :-1]], axis=1)
-        logits = apply(loaded.model, loaded.params, batch, None).logits.dense()
-        scores = jax.nn.log_softmax(logits.astype(np.float32))[0]
-        total += float(scores[np.arange(targets.size), targets[0]].sum())
-        right += int((scores.argmax(axis=1) == targets[0]).sum())
     number = sum(len(prompt["targets"]) for prompt in prompts)
+    before, after = (
+        np.sum(each, axis=0) / number
+        for each in ([prompt["likelihood"] for prompt in prompts], made)
+    )
     return {
         "score": "accuracy",
-        "before": right / number,
-        "after": sum(right for _, right in made) / number,
-        "loss_before": -total / number,
-        "loss_after": -sum(total for total, _ in made) / number,
+        "before": float(before[1]),
+        "after": float(after[1]),
+        "loss_before": -float(before[0]),
+        "loss_after": -float(after[0]),
     }
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -44,7 +45,7 @@ _FLOAT16 = [
 
 Inputs = Mapping[str, np.ndarray]
 # Of each signature.
-Rows = Mapping[str, Sequence[Inputs]]
+Rows = dict[str, Sequence[Inputs]]
 
 # Examples by whose values ranges of numbers are found.
 NUM_ROWS = 64
@@ -99,7 +100,8 @@ def quantize(
             made.add_dynamic_config(part, lookup, 8, of_table)
     try:
         with _quiet():
-            ranges = made.calibrate(calibration) if how == "int8_static" else None
+            rows: Any = calibration
+            ranges = made.calibrate(rows) if how == "int8_static" else None
             result = made.quantize(ranges, enable_progress_report=False)
     except (ValueError, RuntimeError) as error:
         line = " ".join(str(error).split())[:300]

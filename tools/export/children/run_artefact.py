@@ -12,7 +12,7 @@ from pathlib import Path
 
 folder, job_path, made_path, blocked = sys.argv[1:]
 for name in blocked.split(","):
-    sys.modules[name] = None
+    sys.modules[name] = None  # pyright: ignore
 from timing import measured  # noqa: E402
 
 sys.path[0] = folder

@@ -7,6 +7,7 @@ model.predict(text="The match ended in a draw.")
 
 import json
 from pathlib import Path
+from typing import Any
 
 from . import encoders
 from .backends import open_model
@@ -15,7 +16,7 @@ from .tokenizer import Tokenizer
 from .writers import Writer
 
 
-def load(folder, num_threads=2):
+def load(folder, num_threads=2) -> Any:
     """Opens an artefact's folder.
 
     Args:
