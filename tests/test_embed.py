@@ -8,22 +8,23 @@ import sys
 import numpy as np
 import pytest
 
-from lm import cli, embed, evaluate
+from lm import cli, embed, evaluate, sharding
 from lm.data.pipeline import DataConfig
 from lm.models import bert, gpt
 from lm.nn.heads import pool
 from lm.tasks import causal_lm, rank
 from lm.text import tokenizers
+from lm.train import loop
 from lm.train import workdir as workdir_lib
+from lm.train.checkpoint import Checkpoints
 from lm.train.config import Config
-from lm.train.loop import train
 
 TEXTS = ["red sun", "a blue sea", "", "red", "x" * 99]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Some texts, and two workdirs."""
+    """Some texts, and the workdirs of two runs that stopped before their first step."""
     folder = tmp_path_factory.mktemp("embed")
     rows = [{"text": t, "query": t, "id": i} for i, t in enumerate(TEXTS)]
     for split in ("train", "validation"):
@@ -49,10 +50,11 @@ def folder(tmp_path_factory):
                 data_dir=str(folder),
             ),
             batch_size=8,
-            num_train_steps=2,
-            warmup_steps=1,
         )
-        train(config, folder / name)
+        run = loop.build(*workdir_lib.prepare(folder / name, config))
+        checkpoints = Checkpoints(folder / name / "checkpoints", config.checkpoint)
+        with sharding.use(run.mesh, config.mesh), contextlib.closing(checkpoints):
+            checkpoints.save(1, run.init(), {}, {})
     return folder
 
 

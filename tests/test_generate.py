@@ -31,8 +31,7 @@ def workdir(tmp_path_factory):
         task=causal_lm.Config(length=32),
         data=DataConfig(sources=("none",), tokenizer=str(folder / "tokenizer")),
     )
-    tokenizer = workdir_lib.prepare(folder / "gpt", config)
-    run = loop.build(config, tokenizer)
+    run = loop.build(*workdir_lib.prepare(folder / "gpt", config))
     checkpoints = Checkpoints(folder / "gpt" / "checkpoints", config.checkpoint)
     with sharding.use(run.mesh, config.mesh):
         checkpoints.save(3, run.init(), {}, {})

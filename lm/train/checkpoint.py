@@ -306,11 +306,11 @@ class Checkpoints:
             return
         shapes = _shapes(saved)
         for name, shape in _shapes(abstract).items():
-            if shapes.get(name, shape) != shape:
+            if shapes.get(name) != shape:
                 raise UserError(
                     f"the checkpoint {self._folder / str(step)} is of another model: "
-                    f"{name} is {shapes[name]} there and {shape} here; bring back its "
-                    "config.json, or choose another --workdir"
+                    f"{name} is {shapes.get(name, 'missing')} there and {shape} here; "
+                    "bring back its config.json, or choose another --workdir"
                 )
 
     def wait(self) -> None:

@@ -99,19 +99,27 @@ def make_batch(length=T, rows=B):
     return {"inputs": ids[0], "encoder_inputs": ids[1]}
 
 
-def logits(model, params, batch, **options):
-    apply = jax.jit(
-        lambda p, b: model.apply({"params": p}, b, **options).logits.dense()
-    )
-    return apply(params, batch)
+# Equal models share what is compiled; operations one by one compile for longer.
+with_model = functools.partial(jax.jit, static_argnums=0)
 
 
+@with_model
+def forward(model, params, batch):
+    return model.apply({"params": params}, batch)
+
+
+@with_model
+def logits(model, params, batch):
+    return model.apply({"params": params}, batch).logits.dense()
+
+
+@with_model
 def gradients(model, params, batch):
     def loss(params):
         out = model.apply({"params": params}, batch).logits
         return cross_entropy(out, batch["inputs"], jnp.ones((B, T))).objective
 
-    return jax.jit(jax.grad(loss))(params)
+    return jax.grad(loss)(params)
 
 
 def assert_close(a, b, atol=2e-4):
@@ -153,15 +161,16 @@ def test_a_prefix_is_read_both_ways_when_decoding():
         "segment_ids": prefix[:, :8].astype(jnp.int32),
         "prefix_mask": prefix[:, :8],
     }
-    out, cache = model.apply({"params": params}, prompt, T, method="prefill")
+    variables = {"params": params}
+    prefill = jax.jit(lambda p: model.apply(variables, p, T, method="prefill"))
+    step = jax.jit(lambda *a: model.apply(variables, *a, method="step"))
+    out, cache = prefill(prompt)
     for i in range(3):
         positions = lengths + i
         expected = jnp.take_along_axis(full, positions[:, None, None] - 1, axis=1)[:, 0]
         np.testing.assert_allclose(out, expected, atol=2e-4)
         tokens = jnp.take_along_axis(batch["inputs"], positions[:, None], axis=1)[:, 0]
-        out, cache = model.apply(
-            {"params": params}, tokens, positions, cache, method="step"
-        )
+        out, cache = step(tokens, positions, cache)
 
 
 @with_options
@@ -303,7 +312,7 @@ def test_bert_tells_types_apart_and_pools_the_first_token():
         logits(model, params, batch | {"type_ids": types}),
     )
     assert float(jnp.abs(a - b).max()) > 1e-2
-    out = model.apply({"params": params}, batch)
+    out = forward(model, params, batch)
     dense = params["pooler"]
     expected = jnp.tanh(out.hidden[:, 0] @ dense["kernel"] + dense["bias"][None])
     np.testing.assert_allclose(out.pooled, expected, atol=1e-5)
@@ -323,7 +332,7 @@ def test_t5_layers_may_differ():
 def test_positions_matter(kind):
     model, params = make("bert", **OPTIONS[kind])
     batch = {"inputs": jnp.ones((1, 6), jnp.int32).at[0, 0].set(2)}
-    hidden = model.apply({"params": params}, batch).hidden[0]
+    hidden = forward(model, params, batch).hidden[0]
     assert float(jnp.abs(hidden[3] - hidden[4]).max()) > 1e-3
 
 

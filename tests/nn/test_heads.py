@@ -39,13 +39,12 @@ def test_a_row_of_padding_is_finite_and_has_finite_gradients(how):
 def test_every_backbone_takes_a_head_and_keeps_its_names(name, head):
     backbone = build_model(MODELS[name][0](**SMALL))
     batch = {"inputs": jnp.arange(8)[None], "segment_ids": jnp.ones((1, 8), int)}
-    alone = backbone.init(
-        jax.random.key(0), {"encoder_inputs": batch["inputs"], **batch}
-    )
+    key, both = jax.random.key(0), {"encoder_inputs": batch["inputs"], **batch}
+    alone = jax.eval_shape(backbone.init, key, both)
     module = head(backbone, 3)
-    params = module.init(jax.random.key(0), batch)
+    params = jax.eval_shape(module.init, key, batch)
     shape = (1, 3) if head is PooledHead else (1, 8, 3)
-    assert module.apply(params, batch).shape == shape
+    assert jax.eval_shape(module.apply, params, batch).shape == shape
     names = set(jax.tree.leaves(tree.names(params["params"])))
     plain = {f"backbone/{n}" for n in jax.tree.leaves(tree.names(alone["params"]))}
     assert names - plain == {"head/kernel/value", "head/bias/value"}

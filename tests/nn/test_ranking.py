@@ -20,8 +20,9 @@ def test_weights_of_attention_pooling_are_a_softmax_over_real_tokens():
     model = Encoder(backbone, "attention")
     params = jax.jit(init_params, static_argnums=0)(model, 0)
     batch = {"inputs": ROWS, "segment_ids": SEGMENTS}
-    vectors = model.apply({"params": params}, batch)
-    states = backbone.apply({"params": params["backbone"]}, batch, method="hidden")
+    vectors = jax.jit(model.apply)({"params": params}, batch)
+    hidden = jax.jit(lambda p, b: backbone.apply({"params": p}, b, method="hidden"))
+    states = hidden(params["backbone"], batch)
     for vector, row, seen in zip(vectors, np.array(states), SEGMENTS):
         row = row[seen > 0]
         weights = np.exp(row @ params["head"]["kernel"])

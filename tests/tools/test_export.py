@@ -34,7 +34,7 @@ from lm.train.loop import train
 from lm.train.optim import OptimConfig
 from lm.types import UserError
 from tools.export import __main__ as export
-from tools.export import artefact, graph, proof, tflite
+from tools.export import artefact, graph, onnx, proof, tflite
 from tools.export.runtime.writers import draw
 
 WORDS = ["red", "green", "blue", "warm", "cold", "sea"]
@@ -99,7 +99,7 @@ def workdir(folder):
 
 WRITERS = {
     "causal_lm": (GPT, causal_lm.Config(length=48)),
-    "chat": (GPT, chat.Config(length=64, max_new_tokens=16)),
+    "chat": (GPT, chat.Config(length=64, max_new_tokens=8)),
     "prefix_lm": (
         dataclasses.replace(GPT, position_encoding="learned"),
         text_to_text.Config(length=40, targets_length=16, architecture="prefix_lm"),
@@ -343,7 +343,26 @@ def test_a_loss_is_blamed_on_its_layer(workdir, tmp_path):
     assert found.startswith("layers_1/mlp/wi, which alone changes an output by")
 
 
-def test_sampling_draws_what_it_may(writer, tmp_path):
+def test_an_operation_that_a_format_lacks_is_one_line(workdir):
+    made = graph.build(workdir_lib.load(workdir), [16])
+    (signature,) = made.signatures
+
+    def transform(params, batch):
+        return {"waves": jnp.fft.fft2(batch["inputs"] * params["backbone"]["x"]).real}
+
+    params = {"backbone": {"x": np.ones((), np.float32)}}
+    signature = dataclasses.replace(signature, function=transform)
+    broken = dataclasses.replace(made, params=params, signatures=(signature,))
+    for convert, message in (
+        (tflite.convert, "TF Lite has no operation for this model"),
+        (lambda graph: onnx.convert(*graph.signatures, graph.params), "operation fft"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            convert(broken)
+        assert "\n" not in str(caught.value)
+
+
+def test_sampling_draws_what_it_may():
     log_probs = np.log([0.4, 0.3, 0.2, 0.1])
     rng = np.random.default_rng(0)
 
@@ -364,7 +383,7 @@ def test_mistakes_are_one_line(folder, workdir, writer, tmp_path):
     (folder / "words.jsonl").write_text('{"text": "red"}\n' * 3)
     for where, flags, message in (
         (workdir, ["--format=tfl"], "unknown --format 'tfl'; did you mean 'tflite'"),
-        (workdir, ["--quantize=int7"], "unknown --quantize 'int7'"),
+        (workdir, ["--quantize=int7"], "unknown --quantize of tflite 'int7'"),
         (workdir, ["--max-len=65"], "--max-len 65 is not from 3 to task.length, 64"),
         (workdir, ["--max-len=a"], "--max-len a is not numbers such as 32,128"),
         (workdir, ["--examples=-1"], "--examples must be at least 0"),
@@ -385,7 +404,7 @@ def test_mistakes_are_one_line(folder, workdir, writer, tmp_path):
         ),
         (writer("chat"), ["--quantize=int8_static"], "is for a model that reads"),
         (workdir, ["--format=onnx", "--converter=tensorflow"], "--converter is for"),
-        (workdir, ["--format=onnx", "--quantize=int4"], "unknown --quantize 'int4'"),
+        (workdir, ["--format=onnx", "--quantize=int4"], "unknown --quantize of onnx 'int4'"),
     ):
         with pytest.raises(UserError, match=message) as caught:
             run(where, *flags)

@@ -4,6 +4,7 @@ import functools
 import io
 import itertools
 import json
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -59,7 +60,7 @@ CASES = {
         pair.Config(length=32, kind="number", moments=(100.0, 2.0), text_b="other"),
         *("bytes", ENCODER, []),
     ),
-    "decoder": (causal_lm.Config(length=40), "unigram", DECODER, [16, 40]),
+    "decoder": (causal_lm.Config(length=40), "unigram", DECODER, [40]),
     "encoder_decoder": (
         text_to_text.Config(length=24, targets_length=16, prefix="do "),
         *("unigram", BOTH, []),
@@ -108,13 +109,17 @@ def loaded_of(task, tokenizer, model):
     return Loaded(config, tokenizer, task, module, params, 0)
 
 
+# All of as many tokens: JAX compiles for each number that is left to be written.
+PROMPTS = ["cold é", "\u2581 x  ", "red 日", "sea \u200b"]
+
+
 def examples_of(name):
-    texts = ["red sea", "", "日本 🌊"] if name == "decoder" else ODD
+    texts = PROMPTS if name == "decoder" else ODD
     return [{"text": a, "other": b} for a, b in zip(texts, texts[::-1])]
 
 
 CHILD = """
-import itertools, json, sys
+import json, sys
 for name in ("jax", "flax", "lm", "tools", "sentencepiece", "tokenizers"):
     sys.modules[name] = None
 import tensorflow as tf, tensorflow_text
@@ -122,9 +127,9 @@ def plain(value):
     return value.decode() if isinstance(value, bytes) else value
 def run(function, fields):
     rows = []
-    sizes = itertools.cycle([1, 3])
-    while len(rows) < len(next(iter(fields.values()))):
-        here = slice(len(rows), len(rows) + next(sizes))
+    for here in slice(1), slice(1, None):  # one row, and the others in a batch
+        if not len(next(iter(fields.values()))[here]):
+            continue
         outputs = function(**{k: tf.constant(v[here]) for k, v in fields.items()})
         values = zip(*(each.numpy().tolist() for each in outputs.values()))
         rows += [{k: plain(v) for k, v in zip(outputs, row)} for row in values]
@@ -153,11 +158,16 @@ def made(tmp_path_factory, tokenizer_of):
         (home / name).mkdir()
         saved_model.write(home / name, graph, loaded, None)
         jobs[str(home / name / "saved_model")] = jobs_of(name, loaded)
+    # As in conftest.py; TensorFlow's XLA does not know all flags of JAX's.
+    flags = "--xla_backend_optimization_level=0"
+    if tf.__version__.startswith("2.21."):
+        flags += " --xla_cpu_use_fusion_emitters=false"
     done = subprocess.run(
         [sys.executable, "-c", CHILD],
         input=json.dumps(jobs),
         capture_output=True,
         text=True,
+        env={**os.environ, "XLA_FLAGS": flags},
     )
     assert not done.returncode, done.stderr[-2000:]
     outputs = dict(zip(CASES, json.loads(done.stdout).values()))
@@ -193,18 +203,15 @@ def expected_of(name, loaded):
     examples, task = examples_of(name), loaded.task
     if name in ("classes", "pairs"):
         mesh = sharding.build_mesh(sharding.MeshConfig())
-        return Predictor(task, loaded.model, mesh, 8)(loaded.params, examples)
+        return Predictor(task, loaded.model, mesh, 16)(loaded.params, examples)
     if name != "decoder":
-        writer = Writer(task, loaded.model, loaded.tokenizer, 8)
+        writer = Writer(task, loaded.model, loaded.tokenizer, 16)
         return writer(loaded.params, examples)
-    written = []
-    for example in examples:
-        room = task.config.length - 1 - len(loaded.tokenizer.encode(example["text"]))
-        config = decoding.Config(max_new_tokens=room, temperature=0.0)
-        args = loaded.model, loaded.params, loaded.tokenizer, config
-        (completion,) = Completer(*args)([example["text"]])
-        written.append({"prediction": completion.text})
-    return written
+    (size,) = {len(loaded.tokenizer.encode(text)) for text in PROMPTS}
+    room = task.config.length - 1 - size
+    config = decoding.Config(max_new_tokens=room, temperature=0.0)
+    completer = Completer(loaded.model, loaded.params, loaded.tokenizer, config)
+    return [{"prediction": completion.text} for completion in completer(PROMPTS)]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -233,11 +240,11 @@ def test_what_is_too_long_to_be_continued_is_refused(made):
 
 def test_signatures_take_tokens_and_text(made):
     names = {name: outputs["names"] for name, outputs in made.outputs.items()}
-    reads, writes = ["prefill_16", "prefill_40"], ["generate", "serving_default"]
+    writes = ["generate", "serving_default"]
     assert names == {
         "classes": ["length_16", "length_64", "serving_default"],
         "pairs": ["ids", "serving_default"],
-        "decoder": ["decode", "generate", *reads, "serving_default"],
+        "decoder": ["decode", "generate", "prefill_40", "serving_default"],
         "encoder_decoder": ["decode", "encode", *writes],
         "tokens": ["decode", "generate_ids", "prefill_16", "prefill_28"],
     }
@@ -303,7 +310,7 @@ def prediction_log():
     [
         ("classes", ["serving_default"] * 2),
         ("pairs", ["serving_default"]),
-        ("decoder", ["serving_default", "generate"] * 2),
+        ("decoder", ["serving_default", "generate"]),
         ("tokens", ["generate_ids"] * 2),
     ],
 )

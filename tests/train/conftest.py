@@ -53,7 +53,7 @@ def corpus(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_config(corpus):
     """Makes the config of a run that takes seconds."""
 

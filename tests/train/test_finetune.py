@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -49,7 +50,7 @@ def labelled(tmp_path_factory, corpus):
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_labelled(make_config, labelled, corpus):
     def make(**changes):
         values = {
@@ -75,9 +76,8 @@ def test_a_run_learns_and_explains_itself(make_labelled, tmp_path, labelled):
     task = workdir_lib.load_config(tmp_path).task
     assert task.labels == ("blue", "green", "red") and task.counts == (32, 32, 32)
     # The labels are the run's: the training texts may be gone.
-    command = [sys.executable, "-m", "lm.predict", f"--workdir={tmp_path}", "--json"]
-    done = subprocess.run([*command, "--text=red warm"], capture_output=True, text=True)
-    (prediction,) = json.loads(done.stdout)["predictions"]
+    found = run(predict, "--json", "--text=red warm", workdir=tmp_path)
+    (prediction,) = found["predictions"]
     assert prediction["label"] == "red"
     assert sum(prediction["probabilities"].values()) == pytest.approx(1, abs=1e-5)
 
@@ -96,19 +96,31 @@ def test_the_same_command_goes_on_though_labels_are_not_given(make_labelled, tmp
         train(dataclasses.replace(longer, task=other), tmp_path)
 
 
-def pretrained(make_config, tmp_path, **changes):
-    folder = tmp_path / "pretrained"
-    config = make_config(
-        "bert", model=MODEL, task=masked_lm.Config(length=32), **changes
-    )
-    train(config, folder)
+@pytest.fixture(scope="module")
+def pretrained(make_config, tmp_path_factory):
+    """A masked language model; a test that changes the folder copies it."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    train(make_config("bert", model=MODEL, task=masked_lm.Config(length=32)), folder)
     return folder
 
 
+@pytest.fixture(scope="module")
+def one_step(make_labelled, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one_step")
+    train(make_labelled(num_train_steps=1, warmup_steps=0), folder)
+    return folder
+
+
+@pytest.fixture
+def trained(one_step, tmp_path):
+    """A workdir of one step of training, the test's own."""
+    return shutil.copytree(one_step, tmp_path / "trained")
+
+
 def test_a_run_begins_from_the_parameters_of_another(
-    make_config, make_labelled, tmp_path, capfd
+    pretrained, make_labelled, tmp_path, capfd
 ):
-    folder = pretrained(make_config, tmp_path)
+    folder = shutil.copytree(pretrained, tmp_path / "pretrained")
     config = make_labelled(
         init_from=str(folder),
         model=dataclasses.replace(MODEL, emb_dim=32, dropout_rate=0.2),
@@ -135,11 +147,10 @@ def test_a_run_begins_from_the_parameters_of_another(
     assert train(dataclasses.replace(config, num_train_steps=3), tmp_path / "fine")
 
 
-def test_a_frozen_backbone_stays(make_config, make_labelled, tmp_path):
-    folder = pretrained(make_config, tmp_path)
+def test_a_frozen_backbone_stays(pretrained, make_labelled, tmp_path):
     optim = OptimConfig(learning_rate=1e-2, freeze=("^backbone/",))
-    train(make_labelled(init_from=str(folder), optim=optim), tmp_path / "fine")
-    before, after = workdir_lib.load(folder), workdir_lib.load(tmp_path / "fine")
+    train(make_labelled(init_from=str(pretrained), optim=optim), tmp_path / "fine")
+    before, after = workdir_lib.load(pretrained), workdir_lib.load(tmp_path / "fine")
     for name, part in after.params["backbone"].items():
         jax.tree.map(np.testing.assert_array_equal, part, before.params[name])
     assert np.abs(after.params["head"]["bias"]).max() > 0
@@ -174,19 +185,18 @@ def test_a_metric_of_predictions_may_be_the_best_one(make_labelled, tmp_path):
 
 
 def test_predictions_come_in_order_and_odd_texts_do_not_stop_them(
-    make_labelled, tmp_path, monkeypatch, capsys
+    trained, tmp_path, monkeypatch, capsys
 ):
-    train(make_labelled(num_train_steps=2), tmp_path)
     texts = ["x" * 500, "red", "", "  ", "中文 🙂", "a" * 20, "\x00", "green warm"]
     source = tmp_path / "in.jsonl"
     lines = [json.dumps({"text": text, "id": i}) for i, text in enumerate(texts)]
     source.write_text("\n".join(lines) + "\n")
     output = tmp_path / "out.jsonl"
-    run(predict, f"--input={source}", f"--output={output}", workdir=tmp_path)
+    run(predict, f"--input={source}", f"--output={output}", workdir=trained)
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [(row["id"], row["text"]) for row in rows] == [*enumerate(texts)]
     monkeypatch.setattr("sys.stdin", io.StringIO("red\n\ngreen warm\n"))
-    run(predict, workdir=tmp_path)
+    run(predict, workdir=trained)
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["text"] for row in found] == ["red", "", "green warm"]
     for row, other in ((found[0], rows[1]), (found[2], rows[7])):
@@ -194,8 +204,7 @@ def test_predictions_come_in_order_and_odd_texts_do_not_stop_them(
             assert share == pytest.approx(other["probabilities"][name], abs=1e-5)
 
 
-def test_mistakes_in_predicting_are_one_line(make_labelled, tmp_path, monkeypatch):
-    train(make_labelled(num_train_steps=1, warmup_steps=0), tmp_path)
+def test_mistakes_in_predicting_are_one_line(trained, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     for flags, message in (
         (["--text=a", "--batch-size=0"], "--batch-size must be at least 1"),
@@ -207,28 +216,26 @@ def test_mistakes_in_predicting_are_one_line(make_labelled, tmp_path, monkeypatc
         (["--input=a.jsonl", "--output=./a.jsonl"], "--output is the --input"),
     ):
         with pytest.raises(UserError, match=message):
-            run(predict, *flags, workdir=tmp_path)
+            run(predict, *flags, workdir=trained)
 
 
-def test_predictions_stand_beside_what_was_given(make_labelled, tmp_path):
-    train(make_labelled(num_train_steps=1, warmup_steps=0), tmp_path)
+def test_predictions_stand_beside_what_was_given(trained, tmp_path):
     rows = [{"text": "red", "label": "red", "id": "\ud800"}, {"text": "\ud800"}]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
     output = tmp_path / "out.jsonl"
     flags = [f"--input={tmp_path / 'in.jsonl'}", f"--output={output}"]
     with pytest.raises(UserError, match="in.jsonl:2: 'text' has .*half of a character"):
-        run(predict, *flags, workdir=tmp_path)
+        run(predict, *flags, workdir=trained)
     assert not output.exists()
-    run(predict, *flags, "--bad-rows=skip", workdir=tmp_path)
+    run(predict, *flags, "--bad-rows=skip", workdir=trained)
     (found,) = map(json.loads, output.read_text().splitlines())
     assert found["gold_label"] == "red" and found["id"] == "\ufffd"
     assert set(found) == {"text", "gold_label", "id", "label", "probabilities"}
 
 
-def test_a_signal_ends_a_command_without_leftovers(make_labelled, tmp_path):
-    train(make_labelled(num_train_steps=1, warmup_steps=0), tmp_path / "run")
+def test_a_signal_ends_a_command_without_leftovers(trained, tmp_path):
     (tmp_path / "in.txt").write_text("red\n" * 500_000)
-    command = [sys.executable, "-m", "lm.predict", f"--workdir={tmp_path / 'run'}"]
+    command = [sys.executable, "-m", "lm.predict", f"--workdir={trained}"]
     files = [f"--input={tmp_path / 'in.txt'}", f"--output={tmp_path / 'out.jsonl'}"]
     process = subprocess.Popen([*command, *files], stderr=subprocess.PIPE, text=True)
     while not (left := [*tmp_path.glob(".out.jsonl.*.tmp")]):
@@ -241,24 +248,23 @@ def test_a_signal_ends_a_command_without_leftovers(make_labelled, tmp_path):
 
 
 def test_another_source_has_a_report_of_its_own(
-    make_labelled, tmp_path, labelled, monkeypatch
+    trained, tmp_path, labelled, monkeypatch
 ):
     monkeypatch.setattr(evaluate, "RESAMPLES", (20, 20))
-    train(make_labelled(num_train_steps=1, warmup_steps=0), tmp_path)
     flags = ["--split=validation", "--keep-seen"]
-    run(evaluate, *flags, workdir=tmp_path)
-    own = (tmp_path / "report-validation.json").read_text()
+    run(evaluate, *flags, workdir=trained)
+    own = (trained / "report-validation.json").read_text()
     baseline = {"name": "linear", "scores": {"accuracy": 1.0}}
-    (tmp_path / "baseline-validation.json").write_text(json.dumps(baseline))
+    (trained / "baseline-validation.json").write_text(json.dumps(baseline))
     other = tmp_path / "other.jsonl"
     rows = [{"text": "red", "label": "red"}, {"text": "a", "label": "hot"}]
     other.write_text("\n".join(map(json.dumps, rows)))
     flags = ["--split=all", f"--source={other}"]
     with pytest.raises(UserError, match="other.jsonl:2.*'hot'"):
-        run(evaluate, *flags, workdir=tmp_path)
-    run(evaluate, *flags, "--bad-rows=skip", workdir=tmp_path)
-    assert (tmp_path / "report-validation.json").read_text() == own
-    (path,) = tmp_path.glob("report-all-*other-jsonl.json")
+        run(evaluate, *flags, workdir=trained)
+    run(evaluate, *flags, "--bad-rows=skip", workdir=trained)
+    assert (trained / "report-validation.json").read_text() == own
+    (path,) = trained.glob("report-all-*other-jsonl.json")
     report = json.loads(path.read_text())
     assert report["examples"] == 1 and "other.jsonl" in report["title"]
     assert not any("baseline" in row for row in report["scores"])
@@ -271,14 +277,14 @@ def test_a_task_that_predicts_nothing_says_what_does(make_config, tmp_path):
 
 
 def test_adapters_are_trained_alone_and_merged_when_loaded(
-    make_config, make_labelled, tmp_path, monkeypatch
+    pretrained, make_labelled, tmp_path, monkeypatch
 ):
-    folder = pretrained(make_config, tmp_path)
     config = make_labelled(
-        init_from=str(folder), lora=LoraConfig(rank=2), num_train_steps=60
+        init_from=str(pretrained), lora=LoraConfig(rank=2), num_train_steps=60
     )
     result = train(config, tmp_path / "fine")
-    before, after = workdir_lib.load(folder), workdir_lib.load(tmp_path / "fine")
+    before = workdir_lib.load(pretrained)
+    after = workdir_lib.load(tmp_path / "fine")
     changed = {
         name
         for name, old in flat(before.params).items()
@@ -300,8 +306,8 @@ def flat(params):
 
 def test_frozen_parameters_have_no_part_in_the_norm(make_labelled, tmp_path):
     optim = OptimConfig(learning_rate=1e-2, freeze=("^backbone/",))
-    train(make_labelled(optim=optim, num_train_steps=2), tmp_path / "frozen")
-    train(make_labelled(num_train_steps=2), tmp_path / "whole")
+    train(make_labelled(optim=optim, num_train_steps=4), tmp_path / "frozen")
+    train(make_labelled(num_train_steps=4), tmp_path / "whole")
     norms = [
         json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])
         for name in ("frozen", "whole")
@@ -310,26 +316,25 @@ def test_frozen_parameters_have_no_part_in_the_norm(make_labelled, tmp_path):
 
 
 def test_texts_of_the_training_split_are_not_scored(
-    make_labelled, tmp_path, labelled, capsys, monkeypatch
+    trained, tmp_path, labelled, capsys, monkeypatch
 ):
     monkeypatch.setattr(evaluate, "RESAMPLES", (20, 20))
-    train(make_labelled(num_train_steps=1, warmup_steps=0), tmp_path)
     with pytest.raises(UserError, match="every text of train is in train, which was"):
-        run(evaluate, "--split=train", workdir=tmp_path)
+        run(evaluate, "--split=train", workdir=trained)
     copied = (labelled / "train.jsonl").read_text().splitlines()[:3]
     fresh = (labelled / "test.jsonl").read_text().splitlines()
     (tmp_path / "test.jsonl").write_text("\n".join([*copied, *fresh]) + "\n")
     source = f"--source={tmp_path}/{{split}}.jsonl"
-    run(evaluate, "--split=test", source, workdir=tmp_path)
+    run(evaluate, "--split=test", source, workdir=trained)
     assert "of 27 texts 3 are in train and left out" in capsys.readouterr().out
-    (path,) = tmp_path.glob("report-test-*.json")
+    (path,) = trained.glob("report-test-*.json")
     report = json.loads(path.read_text())
     assert report["examples"] == 24 and report["overlap"]["left_out"] == 3
     accuracy = next(row for row in report["scores"] if row["name"] == "accuracy")
     assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
     page = path.with_suffix(".html").read_text()
     assert "Traceback" not in page and "accuracy" in page
-    kept = run(evaluate, "--split=train", "--keep-seen", workdir=tmp_path)
+    kept = run(evaluate, "--split=train", "--keep-seen", workdir=trained)
     assert "eval/train/accuracy" in kept
 
 
@@ -371,7 +376,6 @@ def test_thresholds_are_tuned_and_kept(make_labelled, tmp_path):
     assert workdir_lib.load_config(tmp_path).task.thresholds == thresholds
 
 
-def test_a_task_without_thresholds_says_so(make_labelled, tmp_path):
-    train(make_labelled(num_train_steps=1, warmup_steps=0), tmp_path)
+def test_a_task_without_thresholds_says_so(trained):
     with pytest.raises(UserError, match="--tune-thresholds is for tasks with task.kin"):
-        run(evaluate, "--tune-thresholds", workdir=tmp_path)
+        run(evaluate, "--tune-thresholds", workdir=trained)

@@ -37,6 +37,19 @@ def losses_of(workdir):
     }
 
 
+@pytest.fixture(scope="module")
+def six_steps(make_config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("six_steps")
+    train(make_config(), folder)
+    return folder
+
+
+@pytest.fixture
+def trained(six_steps, tmp_path):
+    """The workdir of a finished run of `make_config()`, the test's own."""
+    return shutil.copytree(six_steps, tmp_path / "trained")
+
+
 def test_a_workdir_explains_itself(make_config, tmp_path):
     config = make_config(eval_every_steps=3)
     result = train(config, tmp_path)
@@ -67,24 +80,22 @@ def test_loading_gives_the_state_that_was_saved(make_config, tmp_path):
     assert workdir_lib.load(tmp_path, 4).step == 4
 
 
-def test_a_finished_run_is_not_trained_on(make_config, tmp_path, capsys):
+def test_a_finished_run_is_not_trained_on(make_config, trained, capsys):
     config = make_config()
-    train(config, tmp_path)
-    before = lines_of(tmp_path)
-    result = train(config, tmp_path)
+    before = lines_of(trained)
+    result = train(config, trained)
     assert result["step"] == 6 and "eval/validation/loss" in result
-    assert lines_of(tmp_path) == before
-    train(dataclasses.replace(config, num_train_steps=4), tmp_path)
+    assert lines_of(trained) == before
+    train(dataclasses.replace(config, num_train_steps=4), trained)
     said = capsys.readouterr()
     assert "nothing is left to do: num_train_steps is 4" in said.out + said.err
 
 
-def test_more_steps_may_be_asked_for(make_config, tmp_path):
+def test_more_steps_may_be_asked_for(make_config, trained):
     config = make_config()
-    train(config, tmp_path)
     more = dataclasses.replace(config, num_train_steps=8)
-    assert train(more, tmp_path)["step"] == 8
-    assert sorted(losses_of(tmp_path)) == [*range(1, 9)]
+    assert train(more, trained)["step"] == 8
+    assert sorted(losses_of(trained)) == [*range(1, 9)]
 
 
 @pytest.fixture
@@ -161,13 +172,12 @@ def mistake(config, workdir):
     return message
 
 
-def test_another_config_is_refused_and_nothing_is_lost(make_config, tmp_path):
+def test_another_config_is_refused_and_nothing_is_lost(make_config, trained):
     config = make_config()
-    train(config, tmp_path)
     other = dataclasses.replace(config, batch_size=16)
-    said = mistake(other, tmp_path)
+    said = mistake(other, trained)
     assert "batch_size is 8 there and 16 here" in said and "another --workdir" in said
-    assert train(config, tmp_path)["step"] == 6
+    assert train(config, trained)["step"] == 6
 
 
 def test_a_second_run_is_kept_out_of_a_workdir_and_changes_nothing(
@@ -209,12 +219,11 @@ def test_a_state_larger_than_the_memory_is_named_before_it_is_made(
     assert "make the model smaller" in said
 
 
-def test_checkpoints_without_their_config_are_not_trained_on(make_config, tmp_path):
+def test_checkpoints_without_their_config_are_not_trained_on(make_config, trained):
     config = make_config()
-    train(config, tmp_path)
-    (tmp_path / "config.json").unlink()
-    assert "no" in mistake(config, tmp_path)
-    assert not list((tmp_path / "checkpoints").glob("damaged*"))
+    (trained / "config.json").unlink()
+    assert "no" in mistake(config, trained)
+    assert not list((trained / "checkpoints").glob("damaged*"))
 
 
 def test_a_run_resumes_with_its_own_tokenizer_and_other_resources(
@@ -284,12 +293,11 @@ def test_a_vocabulary_that_does_not_fit_is_named(make_config, tmp_path):
     assert not (tmp_path / "config.json").exists()
 
 
-def test_another_tokenizer_in_the_workdir_is_named(make_config, corpus, tmp_path):
+def test_another_tokenizer_in_the_workdir_is_named(make_config, corpus, trained):
     config = make_config()
-    train(config, tmp_path)
     data = dataclasses.replace(config.data, tokenizer=str(corpus / "sentinels"))
     other = dataclasses.replace(config, data=data)
-    assert "made with another tokenizer" in mistake(other, tmp_path)
+    assert "made with another tokenizer" in mistake(other, trained)
 
 
 def test_a_corpus_shorter_than_a_batch_is_named(make_config, tmp_path):
@@ -360,13 +368,12 @@ def test_a_length_over_the_models_is_named(make_config):
 
 
 def test_a_full_disk_is_said_before_anything_is_written(
-    make_config, tmp_path, monkeypatch
+    make_config, trained, monkeypatch
 ):
     config = make_config()
-    train(config, tmp_path)
-    full = shutil.disk_usage(tmp_path)._replace(free=1000)
+    full = shutil.disk_usage(trained)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
     more = dataclasses.replace(config, num_train_steps=8)
-    assert "no space for a checkpoint" in mistake(more, tmp_path)
+    assert "no space for a checkpoint" in mistake(more, trained)
     monkeypatch.undo()
-    assert train(more, tmp_path)["step"] == 8
+    assert train(more, trained)["step"] == 8

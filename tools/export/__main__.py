@@ -23,6 +23,7 @@ takes less time.
 """
 
 import importlib
+import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ def main(args: Namespace) -> dict[str, Any]:
     """Checks what was asked for, exports, proves, and prints how it compares."""
     check_choice("--format", args.format, FORMATS)
     format = _open(args.format)
-    check_choice("--quantize", args.quantize, tuple(format.QUANTIZATIONS))
+    choices = tuple(format.QUANTIZATIONS)
+    check_choice(f"--quantize of {args.format}", args.quantize, choices)
     check_choice("--converter", args.converter, ("direct", "tensorflow"))
     if args.converter != "direct" and args.format != "tflite":
         raise UserError("--converter is for --format=tflite")
@@ -76,6 +78,7 @@ def main(args: Namespace) -> dict[str, Any]:
     lengths = _lengths(args.max_len)
 
     from lm.train import workdir
+    from lm.train.evaluation import read_examples
     from tools.export import artefact, graph
     from tools.export.proof import prove
 
@@ -85,6 +88,7 @@ def main(args: Namespace) -> dict[str, Any]:
     name = f"{args.format}-{args.quantize}".removesuffix("-none")
     output = Path(args.output or home / "export" / name)
     split = args.split or data.eval_split
+    read_examples(loaded.task, data, split, 1)  # a mistake is told at once
     with artefact.new_folder(output, args.overwrite) as folder:
         made = graph.build(loaded, lengths)
         about = artefact.describe(loaded, made) | {
@@ -96,22 +100,25 @@ def main(args: Namespace) -> dict[str, Any]:
         size = artefact.size(folder)
         cli.say(f"converting to {args.format}")
         format.write(folder, made, loaded, args)
-        size = artefact.size(folder) - size
+        size = artefact.size(folder) - size - artefact.size(folder / "proof")
         proof = {"size_mb": size / 1e6} | prove(
             folder, home, loaded, made, data, split, args.examples, format.BLOCKED
         )
+        shutil.rmtree(folder / "proof", ignore_errors=True)
         artefact.write_json(folder / "proof.json", proof)
         artefact.write_card(folder, about, proof, format)
         _show(proof)
         if not proof["after"] >= proof["before"] - args.tolerance:
-            what = ""
+            what, cure = "", "raise --max-len"
+            if args.quantize != "none":
+                cure = "choose another --quantize"
             if hasattr(format, "cause"):
                 what = format.cause(folder, made, loaded, args)
             raise UserError(
                 f"{proof['score']} falls from {proof['before']:.4f} to "
                 f"{proof['after']:.4f}, more than --tolerance {args.tolerance}"
-                f"{what and f', most of it from {what}'}; choose another --quantize, "
-                "or a longer --max-len"
+                f"{what and f', most of it from {what}'}; {cure}, or prove it on more "
+                "--examples"
             )
     for page in scorecard.refresh(home):
         print(f"report: {page}")

@@ -28,11 +28,15 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     Raises:
         UserError: If there is something that is not to be replaced.
     """
-    if folder.exists() and not overwrite:
-        raise UserError(f"{folder} exists; set --overwrite, or another --output")
     if folder.exists() and not (folder / "signature.json").exists():
         raise UserError(f"{folder} is no export; move it away, or set another --output")
+    if folder.exists() and not overwrite:
+        raise UserError(f"{folder} exists; set --overwrite, or another --output")
+    make_folder(folder.parent)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    for left in folder.parent.glob(f".{folder.name}.*.tmp"):
+        if not Path("/proc", left.suffixes[-2][1:]).exists():  # it was killed
+            shutil.rmtree(left, ignore_errors=True)
     make_folder(temporary)
     try:
         yield temporary
@@ -121,6 +125,7 @@ def _pieces(tokenizer: Tokenizer) -> dict[str, Any]:
     """Returns what the file of a tokenizer's library does not tell of its ids."""
     special = np.flatnonzero(tokenizer.is_special).tolist()
     return {
+        "kind": tokenizer.kind,
         "lossless": tokenizer.lossless,
         "unk_id": tokenizer.unk_id,
         "drops_space": tokenizer.drops_space,

@@ -10,14 +10,16 @@ import json
 import sys
 from pathlib import Path
 
-from runtime import load
-
 if __name__ == "__main__":
-    model = load(Path(__file__).parent)
-    for argument in sys.argv[1:]:
-        is_json = argument.startswith("{")
-        fields = json.loads(argument) if is_json else {"text": argument}
-        try:
+    if len(sys.argv) == 1 or sys.argv[1].startswith("--"):
+        sys.exit(__doc__)
+    try:
+        from runtime import load
+
+        model = load(Path(__file__).parent)
+        for argument in sys.argv[1:]:
+            is_json = argument.startswith("{")
+            fields = json.loads(argument) if is_json else {"text": argument}
             print(json.dumps(model.predict(**fields), ensure_ascii=False))
-        except ValueError as error:
-            sys.exit(f"error: {error}")
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        sys.exit(f"error: {error}; see README.md")

@@ -7,6 +7,7 @@ its tokens by `prefill` and the last by `decode`, as `graph.py` has them.
 
 import dataclasses
 import json
+import shutil
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -42,7 +43,7 @@ _Reader = tuple[str, bytes, _Encode]
 
 
 def write(folder: Path, graph: Graph, loaded: Loaded, options: Namespace) -> None:
-    """Writes `model.litertlm`.
+    """Writes `model.litertlm`, and for the proof its TF Lite file into `proof/`.
 
     Its conversations are those of the task chat, which takes the likeliest token; of
     causal_lm, a message is a prompt. A mark that a conversation's template spells is
@@ -62,6 +63,8 @@ def write(folder: Path, graph: Graph, loaded: Loaded, options: Namespace) -> Non
     with tempfile.TemporaryDirectory() as temporary:
         parts = Path(temporary)
         tflite.write(parts, graph, loaded, options)
+        (folder / "proof").mkdir()
+        shutil.copy(parts / "model.tflite", folder / "proof")
         (parts / name).write_bytes(content)
         (parts / "llm.pb").write_bytes(_metadata(graph, loaded))
         (parts / "executor.pb").write_bytes(_executor_metadata(graph))

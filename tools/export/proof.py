@@ -7,6 +7,7 @@ is timed in a process of its own too.
 
 import functools
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -102,18 +103,14 @@ def prove(
         made = _run(script, job, [",".join(blocked)], status)
     beside = _time_jax(workdir, job)
     after = made["predictions"]
-    difference = _difference(before, after)
-    if not prompts:
-        scored = _scores(task, examples, before, after)
-    elif made["likelihoods"]:
+    if prompts:
         scored = _likelihoods(prompts, made["likelihoods"])
     else:
-        same = difference["agreement"]
-        scored = {"score": "agreement", "before": 1.0, "after": same}
+        scored = _scores(task, examples, before, after)
     return {
         "examples": len(before),
         **scored,
-        **difference,
+        **_difference(before, after),
         **({"text_in": float(np.mean(made["text_in"]))} if "text_in" in made else {}),
         "latency_ms": made["latency_ms"],
         "jax_latency_ms": beside["latency_ms"],
@@ -295,16 +292,23 @@ def _run(
         words = [sys.executable, *command, given, made, *more]
         errors = Path(temporary, "errors")
         with errors.open("w") as file:
+            # Options of the XLA here may be unknown to that of TensorFlow.
+            env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+            env["PYTHONDONTWRITEBYTECODE"] = "1"  # the artefact is as it was made
             child = subprocess.Popen(
                 [str(word) for word in words],
+                env=env,
                 stdout=subprocess.PIPE,
                 stderr=file,
                 text=True,
             )
             assert child.stdout is not None
-            for line in child.stdout:
-                status.update(f"ran {line.strip()} examples")
-            child.wait()
+            try:
+                for line in child.stdout:
+                    status.update(f"ran {line.strip()} examples")
+                child.wait()
+            finally:
+                child.kill()
         if child.returncode:
             lines = errors.read_text().strip().splitlines() or ["it was killed"]
             raise UserError(f"the artefact does not run: {lines[-1]}")

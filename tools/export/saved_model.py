@@ -39,10 +39,10 @@ from tools.export.text_ops import Text
 QUANTIZATIONS = {"none": "float32"}
 REQUIRES = "tensorflow tensorflow-text numpy tokenizers sentencepiece"
 NOTE = """
-The SavedModel may also have `serving_default`, from texts to predictions, and of a model
-that writes `generate`; then the function from tokens is named `ids`. Load it after
-`import tensorflow_text`. TensorFlow Serving takes it as it is, from 2.18 on; on a CPU
-start that with `--xla_cpu_compilation_enabled=true`.
+The SavedModel may also have `serving_default`, from texts to predictions, and of what
+writes `generate`; then the function from tokens is named `ids`. Load it after
+`import tensorflow_text`. On a CPU, start TensorFlow Serving with
+`--xla_cpu_compilation_enabled=true`.
 """
 BLOCKED = ("jax", "jaxlib", "flax", "lm", "tools")
 

@@ -10,60 +10,69 @@ import json
 import sys
 from pathlib import Path
 
-folder, job_path, made_path, blocked = sys.argv[1:]
-for name in blocked.split(","):
-    sys.modules[name] = None  # pyright: ignore
-from timing import measured  # noqa: E402
-
-sys.path[0] = folder
-import numpy as np  # noqa: E402
-from runtime import load  # noqa: E402
-
-job = json.loads(Path(job_path).read_text())
-model = load(folder)
-found = {"predictions": [], "likelihoods": []}
+import numpy as np
 
 
-def is_same(outputs, fields):
+def main(folder, job_path, made_path, blocked):
+    for name in blocked.split(","):
+        sys.modules[name] = None  # pyright: ignore
+    from timing import measured  # pyright: ignore
+
+    sys.path[0] = folder
+    from runtime import load  # pyright: ignore
+
+    job = json.loads(Path(job_path).read_text())
+    model = load(folder)
+    found = {"predictions": [], "likelihoods": []}
+    of_text = getattr(getattr(model, "backend", None), "of_text", lambda fields: None)
+    for fields in job["examples"]:
+        found["predictions"].append(model.predict(**fields))
+        if outputs := of_text(fields):
+            same = is_same(model, outputs, fields, found["predictions"][-1])
+            found.setdefault("text_in", []).append(same)
+        print(len(found["predictions"]), flush=True)
+    judge = model if hasattr(model, "log_probs") else of_bundle(Path(folder))
+    for prompt in job["prompts"]:
+        found["predictions"].append(model.complete(prompt["ids"], prompt["num_new"]))
+        targets = prompt["targets"]
+        scores = judge.log_probs(prompt["source"], targets)
+        total = scores[np.arange(len(targets)), targets].sum()
+        right = (scores.argmax(axis=1) == targets).sum()
+        found["likelihoods"].append([float(total), int(right)])
+        print(len(found["predictions"]), flush=True)
+    timed = job["timed"]
+    inputs = {
+        name: np.ones(each["shape"], each["dtype"])
+        for name, each in timed["inputs"].items()
+    }
+
+    def run():
+        """Runs the function that is run most; a bundle writes a token."""
+        if hasattr(model, "backend"):
+            return model.backend.run(timed["name"], inputs)
+        return model.generate("a", 1)
+
+    found |= measured(run, job["repeats"], job["warm_up"])
+    Path(made_path).write_text(json.dumps(found))
+
+
+def is_same(model, outputs, fields, predicted):
     """Returns whether what was made of texts is what is made of their tokens."""
     if "prediction" in outputs:
-        return outputs["prediction"].decode() == found["predictions"][-1]["prediction"]
+        return outputs["prediction"].decode() == predicted["prediction"]
     (row,) = model.rows(**fields)
     made = model.run(row)
     return all(np.allclose(outputs[name], made[name], atol=1e-4) for name in made)
 
 
-of_text = getattr(getattr(model, "backend", None), "of_text", lambda fields: None)
-for fields in job["examples"]:
-    found["predictions"].append(model.predict(**fields))
-    if outputs := of_text(fields):
-        found.setdefault("text_in", []).append(is_same(outputs, fields))
-    print(len(found["predictions"]), flush=True)
-for prompt in job["prompts"]:
-    found["predictions"].append(model.complete(prompt["ids"], prompt["num_new"]))
-    if hasattr(model, "log_probs"):
-        targets = prompt["targets"]
-        scores = model.log_probs(prompt["source"], targets)
-        found["likelihoods"].append(
-            [
-                float(scores[np.arange(len(targets)), targets].sum()),
-                int((scores.argmax(axis=1) == targets).sum()),
-            ]
-        )
-    print(len(found["predictions"]), flush=True)
-timed = job["timed"]
-inputs = {
-    name: np.ones(each["shape"], each["dtype"])
-    for name, each in timed["inputs"].items()
-}
+def of_bundle(folder):
+    """Returns what tells likelihoods, which a bundle does not: its TF Lite file."""
+    from runtime import Tokenizer, Writer, open_model  # pyright: ignore
+
+    about = json.loads((folder / "signature.json").read_text())
+    backend = open_model(folder / "proof")
+    return Writer(backend, Tokenizer(folder / "tokenizer"), about)
 
 
-def run():
-    """Runs the function that is run most; a bundle writes a token."""
-    if hasattr(model, "backend"):
-        return model.backend.run(timed["name"], inputs)
-    return model.generate("a", 1)
-
-
-found |= measured(run, job["repeats"], job["warm_up"])
-Path(made_path).write_text(json.dumps(found))
+if __name__ == "__main__":
+    main(*sys.argv[1:])

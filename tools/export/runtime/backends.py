@@ -103,11 +103,10 @@ class SavedModel:
 
     def of_text(self, fields):
         """Returns the outputs for an example's texts; None if it takes tokens alone."""
-        functions = self._model.signatures
-        if not {"ids", "generate"}.intersection(functions):
+        function = self._model.signatures.get("serving_default")
+        names = function.structured_input_signature[1] if function else {}
+        if "text" not in names:
             return None
-        function = functions["serving_default"]
-        names = function.structured_input_signature[1]
         # Half a character has no UTF-8.
         texts = {
             name: self._constant([fields[name].encode(errors="replace")])

@@ -22,12 +22,17 @@ class Bundle:
         self._greedy = litert_lm.SamplerConfig(top_k=1, top_p=1.0, temperature=1.0)
 
     def predict(self, **fields):
-        """Returns the `prediction` for a `text`, or for a conversation's `messages`."""
+        """Returns the `prediction` for a `text`, or for a conversation's `messages`.
+
+        The runtime leaves no turn out of a long conversation, as the task does.
+        """
         task, number = self.about["task"], self.about["writing"]["max_new_tokens"]
+        text, turns = fields.get("text"), fields.get(task.get("messages"))
+        if not isinstance(text, str) and not turns:
+            raise ValueError(f"'text' is {text!r:.40}, not a text; give one")
         if task["name"] != "chat":
-            return {"prediction": self.generate(fields["text"], number)}
-        turns = fields.get(task["messages"])
-        turns = turns or [{"role": "user", "content": fields.get("text", "")}]
+            return {"prediction": self.generate(text, number)}
+        turns = turns or [{"role": "user", "content": text}]
         roles = [turn["role"] for turn in turns]
         if "assistant" in roles:  # its last turn is what is predicted
             turns = turns[: len(turns) - 1 - roles[::-1].index("assistant")]

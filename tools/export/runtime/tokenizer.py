@@ -76,6 +76,11 @@ class Tokenizer:
             self._ids = SentencePieceProcessor(model_file=model).encode
             if self.lossless:
                 self._ids = functools.partial(self._escaped, self._ids)
+        elif table["kind"] != "bytes":
+            raise FileNotFoundError(
+                f"{folder} has neither tokenizer.json nor tokenizer.model; copy all of "
+                "the artefact"
+            )
         else:
             first = len(self._pieces) - 256
             self._ids = lambda text: [first + byte for byte in text.encode()]

@@ -73,9 +73,16 @@ class Writer:
                 run.append(i)
         return text
 
-    def prompt(self, text="", **fields):
-        """Returns the tokens that the model reads."""
+    def prompt(self, **fields):
+        """Returns the tokens that the model reads; see `predict`.
+
+        Raises:
+            ValueError: If there is no text.
+        """
         task, marks, encode = self.about["task"], self.about["marks"], self._encode
+        text = fields.get("text")
+        if not isinstance(text, str) and not fields.get(task.get("messages")):
+            raise ValueError(f"'text' is {text!r:.40}, not a text; give one")
         bos, eos = ([i] if i >= 0 else [] for i in (marks["bos"], marks["eos"]))
         if task["name"] == "chat":
             turns = fields.get(task["messages"]) or [{"role": "user", "content": text}]
@@ -136,8 +143,13 @@ class Writer:
             seed: Of the draws.
 
         Raises:
-            ValueError: If there is no room.
+            ValueError: If there is no room, or an option is out of range.
         """
+        if not 0 <= temperature < np.inf or max_new_tokens < 0 or not 0 < top_p <= 1:
+            raise ValueError(
+                f"temperature={temperature}, max_new_tokens={max_new_tokens} or "
+                f"top_p={top_p} is out of range"
+            )
         rng, writing = np.random.default_rng(seed), self.about["writing"]
         cache, token, place, room = self._read(prompt)
         number = min(max_new_tokens or writing["max_new_tokens"] or room, room)
