@@ -252,8 +252,6 @@ def test_a_conversation_is_read_as_in_jax(writer, tmp_path):
     "tokenizer, task",
     [
         ("wordpiece", None),
-        ("unigram", classify.Config(length=64, kind="several", label="labels")),
-        ("bytes", classify.Config(length=64, kind="number", label="size")),
         ("wordpiece", pair.Config(length=32)),
     ],
 )
@@ -388,7 +386,6 @@ def test_mistakes_are_one_line(folder, workdir, writer, tmp_path):
         (workdir, ["--max-len=a"], "--max-len a is not numbers such as 32,128"),
         (workdir, ["--examples=-1"], "--examples must be at least 0"),
         (workdir, ["--split=tset"], "tset"),
-        (workdir, [f"--output={tmp_path / 'mine'}"], "mine exists; set --overwrite"),
         (
             workdir,
             [f"--output={tmp_path / 'mine'}", "--overwrite"],
@@ -404,7 +401,11 @@ def test_mistakes_are_one_line(folder, workdir, writer, tmp_path):
         ),
         (writer("chat"), ["--quantize=int8_static"], "is for a model that reads"),
         (workdir, ["--format=onnx", "--converter=tensorflow"], "--converter is for"),
-        (workdir, ["--format=onnx", "--quantize=int4"], "unknown --quantize of onnx 'int4'"),
+        (
+            workdir,
+            ["--format=onnx", "--quantize=int4"],
+            "--quantize of onnx",
+        ),
     ):
         with pytest.raises(UserError, match=message) as caught:
             run(where, *flags)

@@ -6,6 +6,7 @@ Reads the examples of JOB, writes what is predicted and how long it took to MADE
 modules that are named last cannot be imported.
 """
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -31,8 +32,8 @@ def main(folder, job_path, made_path, blocked):
             same = is_same(model, outputs, fields, found["predictions"][-1])
             found.setdefault("text_in", []).append(same)
         print(len(found["predictions"]), flush=True)
-    judge = model if hasattr(model, "log_probs") else of_bundle(Path(folder))
     for prompt in job["prompts"]:
+        judge = model if hasattr(model, "log_probs") else of_bundle(folder)
         found["predictions"].append(model.complete(prompt["ids"], prompt["num_new"]))
         targets = prompt["targets"]
         scores = judge.log_probs(prompt["source"], targets)
@@ -65,13 +66,14 @@ def is_same(model, outputs, fields, predicted):
     return all(np.allclose(outputs[name], made[name], atol=1e-4) for name in made)
 
 
+@functools.cache
 def of_bundle(folder):
     """Returns what tells likelihoods, which a bundle does not: its TF Lite file."""
     from runtime import Tokenizer, Writer, open_model  # pyright: ignore
 
-    about = json.loads((folder / "signature.json").read_text())
-    backend = open_model(folder / "proof")
-    return Writer(backend, Tokenizer(folder / "tokenizer"), about)
+    about = json.loads(Path(folder, "signature.json").read_text())
+    backend = open_model(Path(folder, "proof"))
+    return Writer(backend, Tokenizer(Path(folder, "tokenizer")), about)
 
 
 if __name__ == "__main__":
