@@ -101,6 +101,11 @@ class Model(nn.Module):
         positions = row_positions(inputs, batch.get("positions"))
         types = self.type(batch.get("type_ids", jnp.zeros_like(inputs)))
         x = self.embedder(inputs, positions, deterministic, types)
-        mask = Mask(segments, segments, window=self.config.window)
+        queries = segments
+        if segments is not None and "positions" not in batch:
+            # One document a row: a mask of keys, [B, 1, T], hides its padding.
+            segments = jnp.minimum(segments, 1)
+            queries = jnp.ones_like(segments[:, :1])
+        mask = Mask(queries, segments, window=self.config.window)
         context = Context(mask, positions, deterministic=deterministic)
         return self.encoder(x, context)[0]

@@ -38,7 +38,8 @@ class Mask:
     """Who attends to whom, as causes rather than a [T, S] matrix.
 
     Attributes:
-        query_segments: [B, T] int; a query sees only keys of its own segment.
+        query_segments: [B, T] int; a query sees only keys of its own segment. [B, 1]
+            is one of all queries.
         key_segments: [B, S] int.
         query_index: [B, T] int, where each query stands among the keys; None means
             that query t stands at key t.
@@ -55,7 +56,7 @@ class Mask:
     window: int = flax.struct.field(pytree_node=False, default=0)
 
     def dense(self, queries: range, keys: range) -> Array | None:
-        """Returns the block [B | 1, T, S] of the mask, True = attend, or None."""
+        """Returns the block [B | 1, T | 1, S] of the mask, True = attend, or None."""
         allowed = None
         if self.causal or self.window:
             if self.query_index is None:
@@ -231,7 +232,10 @@ def _splash(query: Array, key: Array, value: Array, mask: Mask, softcap: float):
         attended: Array = jax.vmap(kernel, in_axes)(query, key, value, segments)
         return attended.swapaxes(1, 2)[..., :H]
 
-    operands = (query, key, value, mask.query_segments, mask.key_segments)
+    query_segments = mask.query_segments
+    if query_segments is not None:
+        query_segments = jnp.broadcast_to(query_segments, query.shape[:2])
+    operands = (query, key, value, query_segments, mask.key_segments)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return attend(*operands)
@@ -239,7 +243,7 @@ def _splash(query: Array, key: Array, value: Array, mask: Mask, softcap: float):
     q_spec: Any = nn.logical_to_mesh_axes(("batch", None, "act_heads", None))
     kv_spec = nn.logical_to_mesh_axes(("batch", None, "act_kv_heads", None))
     row_spec = PartitionSpec(q_spec[0])
-    segment_spec = None if mask.query_segments is None else row_spec
+    segment_spec = None if query_segments is None else row_spec
     return jax.shard_map(
         attend,
         in_specs=(q_spec, kv_spec, kv_spec, segment_spec, segment_spec),

@@ -115,6 +115,19 @@ def test_causal_blocks_change_nothing(length, window):
     np.testing.assert_allclose(out, textbook(*inputs, mask), atol=1e-5)
 
 
+@pytest.mark.parametrize("implementation", ["xla", "splash"])
+def test_one_segment_of_all_queries_hides_padding(implementation):
+    query, key, value = make_inputs()
+    keys = (jnp.arange(T)[None] < jnp.array([[T], [100]])).astype(jnp.int32)
+    mask = Mask(jnp.ones((B, 1), jnp.int32), keys)
+    full = Mask(jnp.ones((B, T), jnp.int32), keys)
+    np.testing.assert_allclose(
+        attend(query, key, value, mask, implementation=implementation),
+        attend(query, key, value, full, implementation="xla"),
+        atol=2e-5,
+    )
+
+
 def test_prefix_and_bias():
     inputs = make_inputs()
     prefix = jnp.broadcast_to(jnp.arange(T)[None] < 10, (B, T))
