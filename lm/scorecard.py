@@ -91,7 +91,7 @@ def write(report: Report, folder: Path, name: str) -> Path:
     """
     proofs = sorted(folder.glob("export/*/proof.json"))
     exports = [{"name": p.parent.name, **json.loads(p.read_text())} for p in proofs]
-    report = {**report, "exports": exports}
+    report = {**report, **({"exports": exports} if exports else {})}
     path, page = folder / f"{name}.html", render(report)
     write_json(folder / f"{name}.json", _without_nan(report))
     write_text(path, page)

@@ -1,7 +1,7 @@
 """Times an exported model beside JAX, ONNX Runtime and transformers on PyTorch.
 
     python -m experiments.benchmarks.export --workdir=runs/bbc
-    python -m experiments.benchmarks.export --workdir=runs/gpt
+    python -m experiments.benchmarks.export --workdir=runs/gpt --max-len=256
     python -m experiments.benchmarks.export --base
 
 Of an encoder: one row of the longest length, with 2 threads. The peer in transformers,
@@ -36,6 +36,7 @@ THREADS = 2
 
 parser = cli.make_parser(__doc__)
 parser.add_argument("--workdir", default="", help="of a classifier or a decoder")
+parser.add_argument("--max-len", type=int, default=0, help="default: the task's")
 parser.add_argument("--base", action="store_true", help="convert a BERT of 110M")
 parser.add_argument("--turns", type=int, default=7, help="turns of each")
 parser.add_argument("--runs", type=int, default=20, help="runs of a turn")
@@ -57,7 +58,7 @@ def main(args: Namespace) -> dict[str, Any]:
     from tools.export import graph
 
     loaded = workdir.load(Path(args.workdir))
-    made = graph.build(loaded)
+    made = graph.build(loaded, [args.max_len] if args.max_len else ())
     if made.architecture == "encoder":
         return _encoder(args, loaded, made)
     if made.architecture == "decoder":
