@@ -35,6 +35,7 @@ from lm.train.optim import OptimConfig
 from lm.types import UserError
 from tools.export import __main__ as export
 from tools.export import artefact, graph, onnx, proof, tflite
+from tools.export.runtime.writers import Writer as RuntimeWriter
 from tools.export.runtime.writers import draw
 
 WORDS = ["red", "green", "blue", "warm", "cold", "sea"]
@@ -286,6 +287,16 @@ def test_the_client_is_a_command(workdir, monkeypatch):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["label"] == "green"
     assert "accuracy" in (workdir / "export/tflite-int8/README.md").read_text()
+    for arguments, message in (
+        ([], "Each argument is a text"),
+        (["{broken"], "error: Expecting property name"),
+        (["green"], "tokenizer has neither tokenizer.json nor tokenizer.model"),
+    ):
+        if arguments == ["green"]:
+            (workdir / "export/tflite-int8/tokenizer/tokenizer.json").unlink()
+        done = subprocess.run(command[:2] + arguments, capture_output=True, text=True)
+        assert done.returncode == 1 and message in done.stderr
+        assert "Traceback" not in done.stderr
     shutil.rmtree(workdir / "export")
 
 
@@ -374,8 +385,31 @@ def test_sampling_draws_what_it_may():
     assert draws(temperature=0.0) == draws(temperature=1e-3) == {0}
 
 
+def test_a_writer_refuses_what_it_cannot_do():
+    about = {
+        "architecture": "decoder",
+        "task": {"name": "causal_lm"},
+        "marks": {"bos": 2, "eos": 3, "pad": 0},
+        "writing": {"forbidden": []},
+        "signatures": [{"name": "prefill_4", "length": 4, "inputs": {}}],
+    }
+    writer = RuntimeWriter(None, None, about)
+    for call, message in (
+        (lambda: writer.predict(), "'text' is None, not a text"),
+        (lambda: next(writer.tokens([2], temperature=-1)), "temperature=-1"),
+        (lambda: next(writer.tokens([2], temperature=np.nan)), "temperature=nan"),
+        (lambda: next(writer.tokens([2], max_new_tokens=-1)), "max_new_tokens=-1"),
+        (lambda: next(writer.tokens([2] * 5)), "5 tokens; the model reads 1 to 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
 def test_mistakes_are_one_line(folder, workdir, writer, tmp_path):
     bert_lm = trained(folder, "mlm", "wordpiece", masked_lm.Config(length=16), 10)
+    shutil.copytree(workdir, tmp_path / "mixed")
+    shutil.rmtree(tmp_path / "mixed" / "checkpoints")
+    shutil.copytree(bert_lm / "checkpoints", tmp_path / "mixed" / "checkpoints")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     (folder / "words.jsonl").write_text('{"text": "red"}\n' * 3)
@@ -391,6 +425,7 @@ def test_mistakes_are_one_line(folder, workdir, writer, tmp_path):
             [f"--output={tmp_path / 'mine'}", "--overwrite"],
             "mine is no export; move it away",
         ),
+        (tmp_path / "mixed", [], "is of another model: .* is missing there"),
         (tmp_path / "none", [], "is .*none a workdir of lm.train"),
         (bert_lm, [], "task masked_lm predicts nothing that can be exported"),
         (workdir, ["--calibration=a.jsonl"], "--calibration is for"),
