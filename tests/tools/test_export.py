@@ -23,6 +23,7 @@ from lm.tasks import (
     classify,
     masked_lm,
     pair,
+    rank,
     span_corruption,
     text_to_text,
 )
@@ -197,6 +198,15 @@ def test_every_way_predicts_as_jax_does(workdir, tmp_path, flags):
     assert result["agreement"] == 1.0 and result["max_error"] <= 1e-4
     assert result.get("text_in", 1.0) == 1.0
     assert ("text_in" in result) == (flags == ("--format=saved_model",))
+
+
+@pytest.mark.parametrize("kind, score", [("dual", "recall@1"), ("cross", "order")])
+def test_what_ranks_ranks_as_jax_does(folder, tmp_path, kind, score):
+    task = rank.Config(length=48, kind=kind, query="text_b", query_length=12)
+    workdir = trained(folder, str(tmp_path / kind), "wordpiece", task)
+    result = run(workdir, f"--output={tmp_path / 'made'}")
+    assert result["agreement"] == 1.0 and result["max_error"] <= 1e-4
+    assert result["score"] == score and result["after"] == result["before"]
 
 
 def test_a_bundle_writes_as_jax_does(writer, tmp_path):

@@ -224,7 +224,15 @@ def _scores(
     before: list[dict[str, Any]],
     after: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Returns the task's most telling score of both."""
+    """Returns the task's most telling score of both.
+
+    A cross-encoder, which ranks many texts for a query in an evaluation, is given pairs
+    here: its score is how often it orders two neighbours as before.
+    """
+    if "score" in before[0] and "answer" not in before[0]:
+        up = [np.diff([p["score"] for p in each]) > 0 for each in (before, after)]
+        order = float(np.mean(up[0] == up[1])) if len(before) > 1 else 1.0
+        return {"score": "order", "before": 1.0, "after": order}
     if isinstance(task, Predictive):
         before[:] = task.together(examples, before)
         after[:] = task.together(examples, after)
