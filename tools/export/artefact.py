@@ -35,8 +35,12 @@ def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     make_folder(folder.parent)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     for left in folder.parent.glob(f".{folder.name}.*.tmp"):
-        if not Path("/proc", left.suffixes[-2][1:]).exists():  # it was killed
+        try:
+            os.kill(int(left.suffixes[-2][1:]), 0)  # asks whether it runs
+        except ProcessLookupError:
             shutil.rmtree(left, ignore_errors=True)
+        except (OSError, ValueError):
+            continue
     make_folder(temporary)
     try:
         yield temporary
@@ -183,7 +187,7 @@ options of the task, the ids of marks, and these functions:
 {getattr(format, "NOTE", "")}
 Compared with the model in JAX on held-out examples, where `before` is the score in JAX
 and `after` that of this model; latencies are medians, of one row or of one token that
-is written, with 2 threads:
+is written, with 2 threads where a format lets one choose:
 
 | | |
 |---|---|

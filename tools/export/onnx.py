@@ -12,7 +12,6 @@ import contextlib
 import functools
 import hashlib
 import importlib
-import logging
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from lm.train.workdir import Loaded
 from lm.types import Array
 from tools.export import onnx_ops
 from tools.export.graph import Graph, Signature
+from tools.export.quantization import quiet
 from tools.export.stablehlo import named
 
 FOLDER, WEIGHTS = "onnx", "weights.bin"
@@ -136,16 +136,13 @@ def to_int8(model: onnx.ModelProto) -> onnx.ModelProto:
     quantization: Any = importlib.import_module("onnxruntime.quantization")
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary, "model.onnx")
-        logging.disable(logging.WARNING)  # It advises to do what was done here.
-        try:
+        with quiet():
             quantization.quantize_dynamic(
                 model,
                 path,
                 per_channel=True,
                 weight_type=quantization.QuantType.QInt8,
             )
-        finally:
-            logging.disable(logging.NOTSET)
         return onnx.load_model(path)
 
 

@@ -99,7 +99,7 @@ def quantize(
             made.add_dynamic_config(part, every, 4, QuantGranularity.BLOCKWISE_32)
             made.add_dynamic_config(part, lookup, 8, of_table)
     try:
-        with _quiet():
+        with quiet():
             rows: Any = calibration
             ranges = made.calibrate(rows) if how == "int8_static" else None
             result = made.quantize(ranges, enable_progress_report=False)
@@ -112,8 +112,8 @@ def quantize(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps back the quantiser's progress bars and what it says of shared weights."""
+def quiet() -> Iterator[None]:
+    """Keeps back a quantiser's progress bars, and its advice."""
     logging.disable(logging.WARNING)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
