@@ -73,3 +73,14 @@ def relative_bucket(
     far = exact + (ratio * (num_buckets - exact)).astype(jnp.int32)
     far = jnp.minimum(far, num_buckets - 1)
     return base + jnp.where(distance < exact, distance, far)
+
+
+def toeplitz(values: Array, T: int, S: int) -> Array:
+    """Returns [N, T, S] of values [N, T + S]: at [t, s] the value (s - t) mod (T + S).
+
+    Copies and cuts alone: a row of T + S - 1 begins one place earlier than the last in
+    a repetition of T + S.
+    """
+    N, size = values.shape
+    repeated = jnp.broadcast_to(values[:, None], (N, T, size)).reshape(N, T * size)
+    return repeated[:, : T * (size - 1)].reshape(N, T, size - 1)[:, :, :S]

@@ -470,13 +470,19 @@ class Stack(nn.Module):
             name="relative_bias",
         )
         index = context.mask.query_index
-        index = jnp.arange(T)[None] if index is None else index
+        if index is None:  # of T · S distances, T + S - 1 differ
+            distance = jnp.arange(T + S)
+            distance = jnp.where(distance < S, distance, distance - (T + S))
+        else:
+            distance = jnp.arange(S)[None, None] - index[:, :, None]
         bucket = position_codes.relative_bucket(
-            jnp.arange(S)[None, None] - index[:, :, None],
+            distance,
             bidirectional=not self.causal,
             num_buckets=config.relative_buckets,
             max_distance=config.relative_max_distance,
         )
+        if index is None:
+            return position_codes.toeplitz(table(bucket).T, T, S)[None]
         return table(bucket).transpose(0, 3, 1, 2)
 
 

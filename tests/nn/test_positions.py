@@ -1,8 +1,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from lm.nn.positions import relative_bucket, rotate, sinusoidal
+from lm.nn.positions import relative_bucket, rotate, sinusoidal, toeplitz
 
 
 def test_rotary_products_depend_on_the_distance_only():
@@ -58,3 +59,11 @@ def test_relative_buckets_are_t5s():
         )
         theirs = [t5_bucket(int(d), both, 32, 128) for d in distances]
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("T", "S"), [(5, 5), (1, 4), (3, 7), (6, 2)])
+def test_a_toeplitz_matrix_has_one_value_a_distance(T, S):
+    values = np.random.default_rng(0).normal(size=(2, T + S)).astype(np.float32)
+    made = toeplitz(jnp.asarray(values), T, S)
+    distance = np.arange(S) - np.arange(T)[:, None]
+    np.testing.assert_array_equal(made, values[:, distance % (T + S)])

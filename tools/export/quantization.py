@@ -16,6 +16,7 @@ from lm import tree
 from lm.train.evaluation import read_examples
 from lm.train.workdir import Loaded
 from lm.types import UserError
+from tools.export.flatbuffer import compact
 from tools.export.graph import Graph
 from tools.export.runtime import encoders
 from tools.export.runtime.tokenizer import Tokenizer
@@ -108,7 +109,7 @@ def quantize(
         raise UserError(
             f"--quantize={how} does not fit the model: {line}; choose another"
         ) from error
-    return bytes(result.quantized_model or b"")
+    return compact(bytes(result.quantized_model or b""))
 
 
 @contextlib.contextmanager
