@@ -75,7 +75,9 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser(doc: str | None) -> Parser:
     """Returns a parser with `--json`; `doc` is the module's docstring."""
+    spec = sys.modules["__main__"].__spec__
     parser = Parser(
+        prog=spec and f"python -m {spec.name.removesuffix('.__main__')}",
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

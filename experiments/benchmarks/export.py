@@ -5,13 +5,15 @@
     python -m experiments.benchmarks.export --base
 
 Of an encoder: one row of the longest length, with 2 threads. The peer in transformers,
-which `make bench` installs, is a BERT of the same sizes. Of a decoder: a token written
-with the cache, and without it, that is, by reading all before it again. All take turns
-on the same machine; a number is the median of its turns' medians.
+which `make bench` installs, is a BERT of the same sizes. Of a decoder, what one token
+takes: the whole text read again, as without a cache; its keys and values alone, which
+`prefill` makes; and with the cache, kept by the runtime or handed over in NumPy. All
+take turns on the same machine; a number is the median of its turns' medians.
 
 --base measures what the conversion of a BERT of 110M parameters takes.
 """
 
+import dataclasses
 import json
 import os
 import platform
@@ -25,12 +27,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from lm import cli
-from lm.types import UserError
+from lm.train import workdir
+from lm.types import Batch, Params, UserError
+from tools.export import graph as graphs
+from tools.export.graph import Signature
 
 THREADS = 2
 
@@ -54,11 +60,8 @@ def main(args: Namespace) -> dict[str, Any]:
         return _base()
     if not args.workdir:
         raise UserError("--workdir is missing: a run of a classifier or a decoder")
-    from lm.train import workdir
-    from tools.export import graph
-
     loaded = workdir.load(Path(args.workdir))
-    made = graph.build(loaded, [args.max_len] if args.max_len else ())
+    made = graphs.build(loaded, [args.max_len] if args.max_len else ())
     if made.architecture == "encoder":
         return _encoder(args, loaded, made)
     if made.architecture == "decoder":
@@ -67,8 +70,6 @@ def main(args: Namespace) -> dict[str, Any]:
 
 
 def _encoder(args: Namespace, loaded: Any, graph: Any) -> dict[str, Any]:
-    import jax
-
     signature = graph.signatures[-1]
     rng = np.random.default_rng(0)
     inputs = {name: np.ones(s.shape, s.dtype) for name, s in signature.inputs.items()}
@@ -111,36 +112,75 @@ def _exported(
 
 def _decoder(args: Namespace, loaded: Any, graph: Any) -> dict[str, Any]:
     decode = graph.signatures[-1]
-    prefill = graph.signatures[-2]
-    runs, sizes = {}, {}
+    row = jax.ShapeDtypeStruct((1, decode.length), np.int32)
+
+    def forward(params: Params, inputs: Batch) -> Batch:
+        output = graph.model.apply({"params": params}, {"inputs": inputs["tokens"]})
+        return {"logits": output.logits.dense()}
+
+    outputs = jax.eval_shape(forward, graph.params, {"tokens": row})
+    whole = Signature("whole", decode.length, forward, {"tokens": row}, outputs)
+    graph = dataclasses.replace(graph, signatures=(whole, *graph.signatures))
+    runs: dict[str, Run] = {}
+    sizes = {}
     with tempfile.TemporaryDirectory() as temporary:
         for how in ("none", "int8"):
-            backend, size = _exported(
-                Path(temporary, how), graph, loaded, "tflite", how
-            )
             name = "float32" if how == "none" else how
-
-            def cached(backend=backend):
-                return backend.run(decode.name, _ones(decode))
-
-            def whole(backend=backend):
-                backend.run(prefill.name, _ones(prefill))
-                return backend.run(decode.name, _ones(decode))
-
-            runs |= {f"tflite {name}, cache": cached, f"tflite {name}, whole": whole}
-            sizes |= {f"tflite {name}, cache": size, f"tflite {name}, whole": size}
+            folder = Path(temporary, how)
+            backend, size = _exported(folder, graph, loaded, "tflite", how)
+            kept = _Kept(folder / "model.tflite")
+            last = _last(decode)
+            of_this: dict[str, Run] = {
+                "whole text": lambda k=kept: k.run("whole"),
+                "prefill": lambda k=kept: k.run(graph.signatures[-2].name),
+                "cache": lambda k=kept: k.run("decode"),
+                "cache, NumPy": lambda b=backend, i=last: b.run("decode", i),
+            }
+            runs |= {f"{name}, {what}": run for what, run in of_this.items()}
+            sizes |= {f"{name}, {what}": size for what in of_this}
         found = _turns(args, runs, None)
     return _show(args, found, sizes)
 
 
-def _ones(signature: Any) -> dict[str, np.ndarray]:
-    """Returns inputs: the last place of a full cache."""
+class _Kept:
+    """Runs signatures on what the runtime's memory holds, as a phone does.
+
+    LiteRT's Interpreter copies every input and output, a cache too. Its successor,
+    which this is, has buffers, but tells of every accelerator that it looks for.
+    """
+
+    def __init__(self, path: Path):
+        from ai_edge_litert.compiled_model import CompiledModel
+        from ai_edge_litert.options import Options
+
+        options = Options.create()
+        options.cpu_options.num_threads = THREADS
+        self._model = CompiledModel.from_file(str(path), options=options)
+        self._buffers: dict[str, Any] = {}
+
+    def run(self, name: str) -> Any:
+        model = self._model
+        if name not in self._buffers:
+            index = model.get_signature_index(name)
+            buffers = model.create_input_buffers(index)
+            for buffer, each in zip(
+                buffers, model.get_input_tensor_details(name).values(), strict=True
+            ):
+                buffer.write(np.ones(each["shape"], each["dtype"]))
+            logits = model.get_output_tensor_details(name).get("logits")
+            size = int(np.prod(logits["shape"])) if logits else 0
+            outputs = model.create_output_buffers(index)
+            self._buffers[name] = index, buffers, outputs, size
+        index, inputs, outputs, size = self._buffers[name]
+        model.run_by_index(index, inputs, outputs)
+        # Logits come last.
+        return outputs[-1].read(size, np.float32) if size else None
+
+
+def _last(signature: Signature) -> dict[str, np.ndarray]:
+    """Returns inputs of the last place of a full cache."""
     inputs = {name: np.ones(s.shape, s.dtype) for name, s in signature.inputs.items()}
-    size = inputs["input_pos"].size
-    inputs["input_pos"] = np.arange(signature.length - size, signature.length).astype(
-        np.int32
-    )
-    return inputs
+    return inputs | {"input_pos": np.array([signature.length - 1], np.int32)}
 
 
 class _Peer:

@@ -205,7 +205,7 @@ def _find(pattern: str) -> list[str]:
         raise UserError(f"there is no file {pattern}{near}; check the path")
     for path in paths:
         if not files.stat(path)[0]:
-            raise UserError(f"{path} is empty; remove it")
+            raise UserError(f"{path} is empty; name another file")
     return paths
 
 

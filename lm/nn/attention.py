@@ -46,12 +46,14 @@ class Mask:
         prefix: [B, S] bool, keys that their whole segment sees despite `causal`.
         causal: Whether a query sees only keys at or before its own place.
         window: If positive, a query sees only keys less than `window` away.
+        is_global: Scalar bool, whether the window is off, or None where it is on.
     """
 
     query_segments: Array | None = None
     key_segments: Array | None = None
     query_index: Array | None = None
     prefix: Array | None = None
+    is_global: Array | None = None
     causal: bool = flax.struct.field(pytree_node=False, default=False)
     window: int = flax.struct.field(pytree_node=False, default=0)
 
@@ -69,7 +71,10 @@ class Mask:
                 if self.prefix is not None:
                     allowed |= self.prefix[:, None, keys.start : keys.stop]
             if self.window:
-                allowed = _and(allowed, jnp.abs(distance) < self.window)
+                near = jnp.abs(distance) < self.window
+                if self.is_global is not None:
+                    near |= self.is_global
+                allowed = _and(allowed, near)
         if self.query_segments is not None and self.key_segments is not None:
             same = (
                 self.query_segments[:, queries.start : queries.stop, None]
@@ -90,12 +95,13 @@ def dot_product_attention(
     mask: Mask,
     *,
     bias: Array | None = None,
+    scale: float = 0.0,
     softcap: float = 0.0,
     dropout_rate: float = 0.0,
     dropout_rng: Array | None = None,
     implementation: str = "auto",
 ) -> Array:
-    """Returns softmax(Q Kᵀ / √H + bias) V, masked; [B, T, N, H].
+    """Returns softmax(Q Kᵀ · scale + bias) V, masked; [B, T, N, H].
 
     Args:
         query: [B, T, N, H].
@@ -105,6 +111,7 @@ def dot_product_attention(
         value: [B, S, K, H].
         mask: Who attends to whom.
         bias: [1 | B, N, T, S], added to the scaled scores.
+        scale: 0 means 1 / √H.
         softcap: If positive, scores become softcap · tanh(scores / softcap)
             (Gemma 2, https://arxiv.org/abs/2408.00118), before the bias.
         dropout_rate: Of the attention probabilities; needs `dropout_rng`.
@@ -116,6 +123,7 @@ def dot_product_attention(
         ValueError: If the named implementation lacks an option that is asked for.
     """
     drops = dropout_rate > 0 and dropout_rng is not None
+    scale = scale or query.shape[-1] ** -0.5
     lacking = {
         "xla": "",
         "cudnn": _cudnn_lacks(query, softcap, drops),
@@ -130,12 +138,12 @@ def dot_product_attention(
         dense = mask.dense(range(query.shape[1]), range(key.shape[1]))
         dense = None if dense is None else dense[:, None]
         return jax.nn.dot_product_attention(
-            query, key, value, bias, dense, implementation="cudnn"
+            query, key, value, bias, dense, scale=scale, implementation="cudnn"
         )
     if implementation == "splash":
-        return _splash(query, key, value, mask, softcap)
+        return _splash(query * scale, key, value, mask, softcap)
     rng = dropout_rng if drops else None
-    return _xla(query, key, value, mask, bias, softcap, dropout_rate, rng)
+    return _xla(query * scale, key, value, mask, bias, softcap, dropout_rate, rng)
 
 
 def _xla(query, key, value, mask, bias, softcap, dropout_rate, rng) -> Array:
@@ -154,7 +162,8 @@ def _xla(query, key, value, mask, bias, softcap, dropout_rate, rng) -> Array:
         queries = range(start, start + size)
         keys = range(S)
         if blocks > 1:
-            first = max(0, start - mask.window + 1) if mask.window else 0
+            has_window = mask.window and mask.is_global is None
+            first = max(0, start - mask.window + 1) if has_window else 0
             keys = range(first, start + size)
         outputs.append(
             _attend(
@@ -176,25 +185,28 @@ def _block(bias: Array, queries: range, keys: range) -> Array:
 
 
 def _attend(query, key, value, allowed, bias, softcap, dropout_rate, rng) -> Array:
-    """One block: [B, T, N, H] from queries and all the keys that they may see."""
+    """One block: [B, T, N, H] from scaled queries and all the keys they may see."""
     B, T, N, H = query.shape
-    K = key.shape[2]
-    query = (query * H**-0.5).reshape(B, T, K, N // K, H)
+    S, K = key.shape[1:3]
+    # All R = G · T queries of a head of keys are one matrix, so that both products are
+    # what a phone has, and the scores, which are the most, are never transposed.
+    rows = query.swapaxes(1, 2).reshape(B, K, -1, H)
     scores = jnp.einsum(
-        "BTKGH,BSKH->BKGTS", query, key, preferred_element_type=jnp.float32
-    )
+        "BKRH,BKSH->BKRS", rows, key.swapaxes(1, 2), preferred_element_type=jnp.float32
+    ).reshape(B, N, T, S)
     if softcap:
         scores = softcap * jnp.tanh(scores / softcap)
     if bias is not None:
-        scores += bias.reshape(bias.shape[0], K, N // K, *bias.shape[2:])
+        scores += bias
     if allowed is not None:  # added, as a phone has no fast choice of [T, S] a head
-        scores += jnp.where(allowed, 0, MASKED)[:, None, None]
+        scores += jnp.where(allowed, 0, MASKED)[:, None]
     weights = jax.nn.softmax(scores, axis=-1)
     if rng is not None:
         keep = jax.random.bernoulli(rng, 1 - dropout_rate, weights.shape)
         weights = jnp.where(keep, weights / (1 - dropout_rate), 0)
-    out = jnp.einsum("BKGTS,BSKH->BTKGH", weights.astype(value.dtype), value)
-    return out.reshape(B, T, N, H)
+    weights = weights.astype(value.dtype).reshape(B, K, -1, S)
+    out = jnp.einsum("BKRS,BKSH->BKRH", weights, value.swapaxes(1, 2))
+    return out.reshape(B, N, T, H).swapaxes(1, 2)
 
 
 def _cudnn_lacks(query: Array, softcap: float, drops: bool) -> str:
@@ -211,6 +223,8 @@ def _splash_lacks(query, key, mask: Mask, bias, drops: bool) -> str:
         return f"lengths {T} and {S} (multiples of 128 only)"
     if mask.prefix is not None or mask.query_index is not None:
         return "prefix or cache"
+    if mask.is_global is not None:
+        return "windows of some layers alone"
     return "bias" if bias is not None else "dropout" if drops else ""
 
 
@@ -226,7 +240,7 @@ def _splash(query: Array, key: Array, value: Array, mask: Mask, softcap: float):
         # The kernel wants multiples of 128; zeros add nothing to a product.
         pad = ((0, 0), (0, 0), (0, 0), (0, -H % 128))
         query, key, value = (
-            jnp.pad(x, pad).swapaxes(1, 2) for x in (query * H**-0.5, key, value)
+            jnp.pad(x, pad).swapaxes(1, 2) for x in (query, key, value)
         )
         in_axes = (0, 0, 0, None if segments is None else 0)
         attended: Array = jax.vmap(kernel, in_axes)(query, key, value, segments)

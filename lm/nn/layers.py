@@ -96,12 +96,14 @@ class Norm(nn.Module):
         kind: `layer` or `rms`.
         use_bias: Whether a `layer` norm has a bias.
         eps: Added to the variance or to the mean square.
+        offset: Added to the scale, which begins at 1 less.
         dtype: Of the result.
     """
 
     kind: str = "rms"
     use_bias: bool = False
     eps: float = 1e-6
+    offset: float = 0.0
     dtype: str = "float32"
 
     @nn.compact
@@ -118,7 +120,7 @@ class Norm(nn.Module):
         if self.kind == "layer":
             x -= x.mean(axis=-1, keepdims=True)
         x *= jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + self.eps)
-        x *= vector("scale", nn.initializers.ones)
+        x *= vector("scale", nn.initializers.constant(1 - self.offset)) + self.offset
         if self.kind == "layer" and self.use_bias:
             x += vector("bias", nn.initializers.zeros)
         return x.astype(self.dtype)

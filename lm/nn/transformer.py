@@ -20,6 +20,7 @@ from lm.nn import positions as position_codes
 from lm.nn.attention import IMPLEMENTATIONS, Mask, dot_product_attention
 from lm.nn.layers import Einsum, Embed, Norm, declare
 from lm.nn.losses import Logits
+from lm.nn.positions import RopeScaling
 from lm.sharding import constrain
 from lm.types import Array, Params, PyTree, UserError
 
@@ -58,20 +59,34 @@ class TransformerConfig:
         max_len: The longest row; the size of the table of learned positions.
         position_encoding: `learned`, `sinusoidal`, `rotary`, `relative` (T5) or
             `none`.
+        position_offset: Rows of the table of learned positions before that of place 0
+            (RoBERTa: 2).
         rope_theta: Base of the wave lengths of `rotary`.
+        rope_local_theta: Of layers with a window, if `global_every`; 0 means the same,
+            scaled as the others are.
+        rope_fraction: Share of a head that is rotated (GPT-NeoX: 0.25).
+        rope_scaling: How angles are slowed for longer texts.
         relative_buckets: Number of buckets of `relative`.
         relative_max_distance: Distance from which `relative` no longer tells apart.
         norm: `rms` or `layer`.
-        norm_position: `pre` or `post` the sublayer.
+        norm_position: `pre` or `post` the sublayer, or `both` (Gemma 2).
         norm_eps: Added to the variance.
+        norm_offset: Added to the scale (Gemma: 1, its scales begin at 0).
+        parallel: Whether attention and MLP read the same states, and are added
+            together (GPT-J, GPT-NeoX).
         qk_norm: Whether queries and keys are normalised over H (Henry et al. 2020,
             https://arxiv.org/abs/2010.04245).
         activation: `gelu`, `gelu_tanh`, `relu`, `silu`; gated: `swiglu`, `geglu`.
         use_bias: Whether projections and layer norms have biases.
+        qkv_bias: Whether queries, keys and values have them all the same (Qwen 2).
         tie_embeddings: Whether the vocabulary head is the embedding.
+        scale_embeddings: Whether embeddings are multiplied by √D (Gemma).
+        share_layers: Whether all layers have the same parameters (ALBERT).
         dropout_rate: Of embeddings and sublayer outputs.
         attention_dropout_rate: Of attention probabilities.
         window: If positive, tokens see only those less than `window` away.
+        global_every: With a window, every so many layers one has none (Gemma 2: 2).
+        attention_scale: Of products of queries and keys; 0 means 1 / √H (T5: 1).
         attention_softcap: If positive, caps attention scores.
         logit_softcap: If positive, caps the vocabulary logits.
         attention: `auto`, `xla`, `cudnn` or `splash`.
@@ -94,19 +109,30 @@ class TransformerConfig:
     mlp_dim: int = 0
     max_len: int = 256
     position_encoding: str = "rotary"
+    position_offset: int = 0
     rope_theta: float = 10_000.0
+    rope_local_theta: float = 0.0
+    rope_fraction: float = 1.0
+    rope_scaling: RopeScaling = RopeScaling()
     relative_buckets: int = 32
     relative_max_distance: int = 128
     norm: str = "rms"
     norm_position: str = "pre"
     norm_eps: float = 1e-6
+    norm_offset: float = 0.0
+    parallel: bool = False
     qk_norm: bool = False
     activation: str = "gelu_tanh"
     use_bias: bool = False
+    qkv_bias: bool = False
     tie_embeddings: bool = True
+    scale_embeddings: bool = False
+    share_layers: bool = False
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
     window: int = 0
+    global_every: int = 0
+    attention_scale: float = 0.0
     attention_softcap: float = 0.0
     logit_softcap: float = 0.0
     attention: str = "auto"
@@ -120,7 +146,7 @@ class TransformerConfig:
         for name, choices in {
             "position_encoding": POSITION_ENCODINGS,
             "norm": ("rms", "layer"),
-            "norm_position": ("pre", "post"),
+            "norm_position": ("pre", "post", "both"),
             "activation": (*ACTIVATIONS, *GATED),
             "attention": IMPLEMENTATIONS,
             "dtype": ("float32", "bfloat16"),
@@ -130,13 +156,15 @@ class TransformerConfig:
         for name in ("vocab_size", "emb_dim", "num_layers", "num_heads", "max_len"):
             check_range(f"model.{name}", getattr(self, name), 1)
         for name in (
-            *("num_kv_heads", "head_dim", "mlp_dim", "window", "norm_eps"),
+            *("num_kv_heads", "head_dim", "mlp_dim", "window", "global_every"),
+            *("norm_eps", "position_offset", "rope_local_theta", "attention_scale"),
             *("attention_softcap", "logit_softcap", "init_stddev", "embed_stddev"),
         ):
             check_range(f"model.{name}", getattr(self, name), 0)
         for name in ("dropout_rate", "attention_dropout_rate"):
             check_range(f"model.{name}", getattr(self, name), 0, 1)
         check_range("model.rope_theta", self.rope_theta, 1)
+        check_range("model.rope_fraction", self.rope_fraction, 0, 1 + 1e-9)
         check_range("model.relative_buckets", self.relative_buckets, 4)
         least = self.relative_buckets // 2 + 1
         check_range("model.relative_max_distance", self.relative_max_distance, least)
@@ -217,9 +245,18 @@ class Context:
     deterministic: bool = flax.struct.field(pytree_node=False, default=True)
 
 
-def make_norm(config: TransformerConfig, name: str | None = None) -> Norm:
-    """Returns the config's norm."""
-    return Norm(config.norm, config.use_bias, config.norm_eps, config.dtype, name=name)
+def make_norm(
+    config: TransformerConfig, name: str | None = None, kind: str = ""
+) -> Norm:
+    """Returns the config's norm, or another `kind`."""
+    return Norm(
+        kind or config.norm,
+        config.use_bias,
+        config.norm_eps,
+        config.norm_offset,
+        config.dtype,
+        name=name,
+    )
 
 
 class Attention(nn.Module):
@@ -241,25 +278,31 @@ class Attention(nn.Module):
         """
         config = self.config
         N, K, H, D = config.num_heads, config.kv_heads, config.head_size, config.emb_dim
+        rotated = 2 * round(config.rope_fraction * H / 2)
+        frequencies = position_codes.rotary_frequencies(
+            rotated, config.rope_theta, config.rope_scaling
+        )
+        is_global = context.mask.is_global
+        if is_global is not None and config.rope_local_theta:
+            local = position_codes.rotary_frequencies(rotated, config.rope_local_theta)
+            frequencies = jnp.where(is_global, frequencies, local)
 
         def project(name: str, heads: int, axis: str, inputs: Array) -> Array:
             y = Einsum(
                 (D,),
                 (heads, H),
                 ("embed", axis, "head_dim"),
-                config.use_bias,
+                config.use_bias or config.qkv_bias,
                 config.init_stddev,
                 config.dtype,
                 name=name,
             )(inputs)
             y = constrain(y, "batch", "length", f"act_{axis}", "head_dim")
             if config.qk_norm and name != "value":
-                y = Norm(
-                    "rms", False, config.norm_eps, config.dtype, name=f"{name}_norm"
-                )(y)
+                y = make_norm(config, f"{name}_norm", kind="rms")(y)
             rotates = config.position_encoding == "rotary" and not self.cross
             if rotates and name != "value":
-                y = position_codes.rotate(y, context.positions, config.rope_theta)
+                y = position_codes.rotate(y, context.positions, frequencies)
             return y
 
         query = project("query", N, "heads", x)
@@ -285,6 +328,7 @@ class Attention(nn.Module):
             value,
             mask,
             bias=None if self.cross else context.bias,
+            scale=config.attention_scale,
             softcap=config.attention_softcap,
             dropout_rate=rate,
             dropout_rng=self.make_rng("dropout") if drops else None,
@@ -364,24 +408,30 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, cache: PyTree, context: Context
+        self, x: Array, cache: PyTree, context: Context, is_global: Array | None = None
     ) -> tuple[Array, PyTree]:
         """Maps [B, T, D] to [B, T, D], and the layer's caches to the new ones.
 
         `cache` is None or a dict of a `Cache` for each attention, by its name.
+        `is_global` is a scalar, whether the layer is without a window; None of all.
         """
         config = self.config
         dropout = nn.Dropout(config.dropout_rate, deterministic=context.deterministic)
         caches = cache or {}
+        mask = dataclasses.replace(context.mask, is_global=is_global)
+        context = dataclasses.replace(context, mask=mask)
+        read = x
 
         def residual(x: Array, name: str, sublayer: Callable) -> tuple[Array, PyTree]:
             norm = make_norm(config, f"{name}_norm")
-            if config.norm_position == "pre":
-                y, aux = sublayer(norm(x))
-                x = x + dropout(y)
-            else:
+            if config.norm_position == "post":
                 y, aux = sublayer(x)
                 x = norm(x + dropout(y))
+            else:
+                y, aux = sublayer(norm(read if config.parallel else x))
+                if config.norm_position == "both":
+                    y = make_norm(config, f"{name}_out_norm")(y)
+                x = x + dropout(y)
             return constrain(x, "batch", "length", "act_embed"), aux
 
         def attend(name: str, cross: bool) -> Callable:
@@ -432,30 +482,42 @@ class Stack(nn.Module):
                 prevent_cse=not config.scan_layers,
             )
         arguments = (config, L, self.cross)
+        is_global = None
+        if config.global_every:
+            is_global = (jnp.arange(L) + 1) % config.global_every == 0
         if config.scan_layers:
+            shares = config.share_layers
             layers = nn.scan(
                 block,
-                variable_axes={"params": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=(0, nn.broadcast),  # pyright: ignore
+                variable_axes={} if shares else {"params": 0},
+                variable_broadcast="params" if shares else False,
+                split_rngs={"params": not shares, "dropout": True},
+                in_axes=(0, nn.broadcast, 0),  # pyright: ignore
                 length=L,
-                metadata_params={nn.PARTITION_NAME: "layers"},
-            )(*arguments, name="layers")
-            x, cache = layers(x, cache, context)
+                metadata_params={} if shares else {nn.PARTITION_NAME: "layers"},
+            )(*arguments, name="layer" if shares else "layers")
+            x, cache = layers(x, cache, context, is_global)
         else:
+            layers = [
+                block(
+                    *arguments, name="layer" if config.share_layers else f"layers_{i}"
+                )
+                for i in range(1 if config.share_layers else L)
+            ]
             caches = []
             for i in range(L):
                 if isinstance(cache, list):
                     one = cache[i]
                 else:
                     one = jax.tree.map(lambda leaf: leaf[i], cache)  # noqa: B023
-                x, one = block(*arguments, name=f"layers_{i}")(x, one, context)
+                alone = None if is_global is None else is_global[i]
+                x, one = layers[i % len(layers)](x, one, context, alone)
                 caches.append(one)
             if isinstance(cache, list):
                 cache = caches
             elif cache is not None:
                 cache = jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
-        if config.norm_position == "pre":
+        if config.norm_position != "post":
             x = make_norm(config, "final_norm")(x)
         return x, cache
 
@@ -498,9 +560,8 @@ class Embedder(nn.Module):
         D, stddev = config.emb_dim, config.embed_stddev
         self.token = Embed(config.vocab_size, D, stddev=stddev, dtype=config.dtype)
         if config.position_encoding == "learned":
-            self.position = Embed(
-                config.max_len, D, ("positions", "embed"), stddev, config.dtype
-            )
+            rows = config.max_len + config.position_offset
+            self.position = Embed(rows, D, ("positions", "embed"), stddev, config.dtype)
         if self.use_norm:
             self.norm = make_norm(config)
         self.dropout = nn.Dropout(config.dropout_rate)
@@ -515,8 +576,10 @@ class Embedder(nn.Module):
         """Maps ids [B, T] to [B, T, D]; `extra` [B, T, D] is added."""
         config = self.config
         x = self.token(ids)
+        if config.scale_embeddings:
+            x *= config.emb_dim**0.5
         if config.position_encoding == "learned":
-            x += self.position(positions)
+            x += self.position(positions + config.position_offset)
         elif config.position_encoding == "sinusoidal":
             x += position_codes.sinusoidal(positions, config.emb_dim).astype(x.dtype)
         if extra is not None:

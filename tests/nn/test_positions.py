@@ -3,15 +3,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.nn.positions import relative_bucket, rotate, sinusoidal, toeplitz
+from lm.nn.positions import (
+    RopeScaling,
+    relative_bucket,
+    rotary_frequencies,
+    rotate,
+    sinusoidal,
+    toeplitz,
+)
 
 
 def test_rotary_products_depend_on_the_distance_only():
     query, key = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 16))
+    waves = rotary_frequencies(16)
 
     def product(t, s):
         at = [jnp.array([[p]]) for p in (t, s)]
-        return float((rotate(query, at[0]) * rotate(key, at[1])).sum())
+        return float((rotate(query, at[0], waves) * rotate(key, at[1], waves)).sum())
 
     np.testing.assert_allclose(product(3, 1), product(103, 101), rtol=1e-4)
     assert abs(product(3, 1) - product(4, 1)) > 1e-3
@@ -19,11 +27,35 @@ def test_rotary_products_depend_on_the_distance_only():
 
 def test_rotary_keeps_lengths_and_leaves_position_zero():
     x = jax.random.normal(jax.random.key(0), (1, 5, 2, 8))
-    y = rotate(x, jnp.arange(5)[None])
+    y = rotate(x, jnp.arange(5)[None], rotary_frequencies(8))
     np.testing.assert_allclose(
         jnp.linalg.norm(x, axis=-1), jnp.linalg.norm(y, axis=-1), rtol=1e-5
     )
     np.testing.assert_allclose(x[:, 0], y[:, 0], rtol=1e-6)
+
+
+def test_features_beyond_the_rotated_ones_stay():
+    x = jax.random.normal(jax.random.key(0), (1, 5, 2, 8))
+    y = rotate(x, jnp.arange(5)[None], rotary_frequencies(4))
+    np.testing.assert_array_equal(x[..., 4:], y[..., 4:])
+    np.testing.assert_array_equal(
+        y[..., :4], rotate(x[..., :4], jnp.arange(5)[None], rotary_frequencies(4))
+    )
+
+
+def test_scaled_rotary_frequencies():
+    plain = np.asarray(rotary_frequencies(32))
+    linear = rotary_frequencies(32, scaling=RopeScaling("linear", 4.0))
+    np.testing.assert_allclose(linear, plain / 4)
+    scaling = RopeScaling("llama3", 8.0, 1.0, 4.0, original_len=100)
+    scaled = np.asarray(rotary_frequencies(32, scaling=scaling))
+    turns = 100 * plain / (2 * np.pi)
+    np.testing.assert_allclose(scaled[turns >= 4], plain[turns >= 4])
+    np.testing.assert_allclose(scaled[turns <= 1], plain[turns <= 1] / 8, rtol=1e-6)
+    between = (turns > 1) & (turns < 4)
+    assert between.any()
+    assert np.all(plain[between] / 8 < scaled[between])
+    assert np.all(scaled[between] < plain[between])
 
 
 def test_sinusoids_of_the_paper():

@@ -27,7 +27,8 @@ def compact(model: bytes) -> bytes:
         for index, tensor in enumerate(subgraph.tensors):
             if index not in named:
                 tensor.name = None
-            if tensor.quantization and tensor.quantization.scale is None:
+            scales = tensor.quantization
+            if scales and scales.scale is None and scales.details is None:
                 tensor.quantization = None
     # Of a buffer within the tables, the offset is 0 or 1.
     outside = [buffer for buffer in tables.buffers if buffer.offset > 1]
@@ -50,7 +51,7 @@ def _pack(tables: Any, size: int) -> bytes:
             super().__init__(size)
             self._written: dict[Any, int] = {}
 
-        def CreateNumpyVector(self, x: Any) -> int:
+        def CreateNumpyVector(self, x: Any) -> int:  # noqa: N802
             key = x.dtype.str, x.tobytes()
             if key not in self._written:
                 self._written[key] = super().CreateNumpyVector(x)

@@ -9,6 +9,7 @@ Axes: B batch (1), T time, S places of a cache, K key/value heads, H head_dim, V
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,22 +71,34 @@ class Graph:
         """Of the longest row."""
         return max(signature.length for signature in self.signatures)
 
+    @property
+    def places(self) -> int:
+        """S, of what writes."""
+        return self.signatures[-1].inputs["kv_cache_k_0"].shape[2]
+
 
 @flax.struct.dataclass
 class Consecutive(Cache):
     """A cache whose rows write at the same places, one behind the other.
 
-    A slice is one operation everywhere; what `Cache` writes is a scatter.
+    A slice is one operation everywhere; what `Cache` writes is a scatter. Outside the
+    functions an array is [B, K, S, H], as attention reads it: the transposes here undo
+    those there, so a step moves no more than a token's.
     """
 
     def write(self, key: Array, value: Array, index: Array) -> "Consecutive":
         """See `Cache`."""
-        place = (0, index[0, 0], 0, 0)
-        return dataclasses.replace(
-            self,
-            key=jax.lax.dynamic_update_slice(self.key, key, place),
-            value=jax.lax.dynamic_update_slice(self.value, value, place),
-        )
+        place = (0, 0, index[0, 0], 0)
+
+        def write(to: Array, new: Array) -> Array:
+            to, new = to.swapaxes(1, 2), new.swapaxes(1, 2)
+            put = functools.partial(
+                jax.lax.dynamic_update_slice, allow_negative_indices=False
+            )
+            return put(to, new, place).swapaxes(1, 2)
+
+        key, value = write(self.key, key), write(self.value, value)
+        return dataclasses.replace(self, key=key, value=value)
 
 
 def build(loaded: Loaded, lengths: Sequence[int] = ()) -> Graph:
@@ -238,7 +251,7 @@ def _encoder_decoder(task: Any, model: Any, lengths: Sequence[int]) -> _Made:
         _, (cache, _) = model.apply({"params": params}, read, 1, method="prefill")
         cross = cache["cross_attention"]
         return {
-            f"cross_cache_{kind}_{i}": getattr(cross, name)[i]
+            f"cross_cache_{kind}_{i}": getattr(cross, name)[i].swapaxes(1, 2)
             for kind, name in (("k", "key"), ("v", "value"))
             for i in range(L)
         }
@@ -297,7 +310,7 @@ def _index(inputs: Batch) -> Array:
 def _cache_shapes(
     name: str, config: Any, num_layers: int, size: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    shape = (1, size, config.kv_heads, config.head_size)
+    shape = (1, config.kv_heads, size, config.head_size)
     return {
         f"{name}_{kind}_{i}": jax.ShapeDtypeStruct(shape, jnp.float32)
         for kind in "kv"
@@ -306,7 +319,8 @@ def _cache_shapes(
 
 
 def _cache(kind: type[Cache], inputs: Batch, name: str, i: int) -> Cache:
-    return kind(inputs[f"{name}_k_{i}"], inputs[f"{name}_v_{i}"])
+    key, value = inputs[f"{name}_k_{i}"], inputs[f"{name}_v_{i}"]
+    return kind(key.swapaxes(1, 2), value.swapaxes(1, 2))
 
 
 def _layers(inputs: Batch, num_layers: int) -> list[dict[str, Cache]]:
@@ -320,7 +334,7 @@ def _layers(inputs: Batch, num_layers: int) -> list[dict[str, Cache]]:
 def _flat(layers: Sequence[Mapping[str, Cache]]) -> dict[str, Array]:
     """Returns the caches of self-attention as outputs."""
     return {
-        f"kv_cache_{kind}_{i}": getattr(layer["attention"], name)
+        f"kv_cache_{kind}_{i}": getattr(layer["attention"], name).swapaxes(1, 2)
         for i, layer in enumerate(layers)
         for kind, name in (("k", "key"), ("v", "value"))
     }

@@ -154,7 +154,7 @@ def _metadata(graph: Graph, loaded: Loaded) -> bytes:
 
 
 def _executor_metadata(graph: Graph) -> bytes:
-    """Returns which inputs are caches, whose places are on axis 1."""
+    """Returns which inputs are caches, whose places are on axis 2."""
     from litert_lm_builder.runtime.proto import executor_metadata_pb2
 
     made: Any = executor_metadata_pb2.ExecutorMetadata()  # pyright: ignore
@@ -169,7 +169,7 @@ def _executor_metadata(graph: Graph) -> bytes:
                 type=kinds.TYPE_GLOBAL_KEY_CACHE
                 if "_k_" in name
                 else kinds.TYPE_GLOBAL_VALUE_CACHE,
-                sequence_axis=1,
+                sequence_axis=2,
             )
     return made.SerializeToString()
 

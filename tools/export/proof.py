@@ -147,7 +147,7 @@ def _prompts(
     probabilities, and how many of them are the likeliest.
     """
     prompts, num_new = [], NEW_TOKENS
-    size = graph.signatures[-1].inputs["kv_cache_k_0"].shape[1]
+    size = graph.places
     score = jax.jit(functools.partial(_score, loaded.model))
     for document in documents:
         batch = one_pass(loaded.task, [document], 1).batch(0)

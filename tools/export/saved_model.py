@@ -407,7 +407,7 @@ def make_writer(graph: Graph, loaded: Loaded) -> Callable[[Params, Batch], Batch
     allowed = writable(tokenizer, loaded.config.model.vocab_size, sentinels)
     vocabulary = decoding.Vocabulary(allowed, np.int32(tokenizer.eos_id))
     # An encoder-decoder reads a start of its own, besides what it writes.
-    N = S = graph.signatures[-1].inputs["kv_cache_k_0"].shape[1]
+    N = S = graph.places
     S += has_encoder
     if isinstance(task, Generative):
         N = min(N, task.decoding["max_new_tokens"])

@@ -202,7 +202,7 @@ class Writer:
             for key, value in shapes.items()
             if key.startswith("kv_cache")
         }
-        room = shapes["kv_cache_k_0"]["shape"][1]
+        room = shapes["kv_cache_k_0"]["shape"][2]
         if self._has_encoder:
             real = (np.arange(length) < len(prompt))[None].astype(np.int32)
             inputs = {"inputs": ids, "segment_ids": real}
