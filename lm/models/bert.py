@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax.numpy as jnp
 
+from lm.config import check_range
 from lm.nn.attention import Mask
 from lm.nn.layers import Einsum, Embed
 from lm.nn.transformer import (
@@ -31,11 +32,15 @@ class Config(TransformerConfig):
     """The stack's options; the defaults are those of the paper.
 
     Attributes:
-        num_types: Kinds of segment that `type_ids` tell apart.
+        num_types: Kinds of segment that `type_ids` tell apart; 0 (DistilBERT) means
+            that they are not told.
+        token_dim: E, of the tables, which are then projected to D (ALBERT, ELECTRA); 0
+            means D.
     """
 
     name: str = "bert"
     num_types: int = 2
+    token_dim: int = 0
     position_encoding: str = "learned"
     norm: str = "layer"
     norm_position: str = "post"
@@ -46,9 +51,14 @@ class Config(TransformerConfig):
     dropout_rate: float = 0.1
     attention_dropout_rate: float = 0.1
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_range("model.num_types", self.num_types, 0)
+        check_range("model.token_dim", self.token_dim, 0)
+
 
 class Model(nn.Module):
-    """The encoder, its pooler and its masked-token head."""
+    """The encoder and its masked-token head."""
 
     config: Config
     architecture = "encoder"
@@ -57,23 +67,26 @@ class Model(nn.Module):
         """Declares the parts."""
         config = self.config
         D = config.emb_dim
-        self.embedder = Embedder(config, use_norm=config.norm_position == "post")
-        self.type = Embed(
-            config.num_types,
-            D,
-            ("types", "embed"),
-            config.embed_stddev,
-            config.dtype,
-        )
+        E = config.token_dim or D
+        use_norm = config.norm_position == "post"
+        self.embedder = Embedder(config, use_norm, config.token_dim)
+        if config.num_types:
+            self.type = Embed(
+                config.num_types,
+                E,
+                ("types", "embed"),
+                config.embed_stddev,
+                config.dtype,
+            )
         self.encoder = Stack(config, config.num_layers, causal=False)
-        dense = ((D,), (D,), ("embed", None), True, config.init_stddev, config.dtype)
-        self.pooler = Einsum(*dense)
-        self.transform = Einsum(*dense)
+        self.transform = Einsum(
+            (D,), (E,), ("embed", None), True, config.init_stddev, config.dtype
+        )
         self.transform_norm = make_norm(config)
         self.head = Head(config, use_bias=True)
 
     def __call__(self, batch: Batch, deterministic: bool = True) -> Output:
-        """Maps a batch to hidden states [B, T, D], pooled [B, D] and logits.
+        """Maps a batch to hidden states [B, T, D] and logits.
 
         Args:
             batch: `inputs` [B, T]; optionally `positions` and `segment_ids` [B, T] of
@@ -82,8 +95,6 @@ class Model(nn.Module):
             deterministic: Whether dropout is off.
         """
         hidden = self.hidden(batch, deterministic)
-        # The first token is [CLS]: Devlin et al., section 3.
-        pooled = jnp.tanh(self.pooler(hidden[:, 0]))
         states = hidden
         if "masked_positions" in batch:
             places = batch["masked_positions"][:, :, None]
@@ -92,14 +103,16 @@ class Model(nn.Module):
         states = ACTIVATIONS[GATED.get(activation, activation)](self.transform(states))
         states = self.transform_norm(states)
         logits = self.head(states, self.embedder.token.embedding)
-        return Output(hidden, logits, pooled)
+        return Output(hidden, logits)
 
     def hidden(self, batch: Batch, deterministic: bool = True) -> Array:
         """Returns the final states [B, T, D] alone; as `__call__`."""
         inputs = batch["inputs"]
         segments = batch.get("segment_ids")
         positions = row_positions(inputs, batch.get("positions"))
-        types = self.type(batch.get("type_ids", jnp.zeros_like(inputs)))
+        types = None
+        if self.config.num_types:
+            types = self.type(batch.get("type_ids", jnp.zeros_like(inputs)))
         x = self.embedder(inputs, positions, deterministic, types)
         queries = segments
         if segments is not None and "positions" not in batch:

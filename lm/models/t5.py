@@ -31,11 +31,14 @@ class Config(TransformerConfig):
     Attributes:
         num_encoder_layers: 0 means `num_layers`.
         num_decoder_layers: 0 means `num_layers`.
+        scale_output: Whether the head's input is divided by √D (T5 1.0, whose head is
+            the embedding).
     """
 
     name: str = "t5"
     num_encoder_layers: int = 0
     num_decoder_layers: int = 0
+    scale_output: bool = False
     position_encoding: str = "relative"
     activation: str = "geglu"
     tie_embeddings: bool = False
@@ -163,7 +166,6 @@ class Model(nn.Module):
 
     def _output(self, hidden: Array) -> Output:
         states = hidden
-        if self.config.tie_embeddings:
-            # T5 1.0 scales what meets the shared table, whose rows have variance 1.
+        if self.config.scale_output:
             states = states * self.config.emb_dim**-0.5
         return Output(hidden, self.head(states, self.embedder.token.embedding))

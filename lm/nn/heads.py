@@ -4,15 +4,25 @@ Parameters are `backbone/…`, named as the backbone alone names them, and `head
 Axes: B batch, T time, D emb_dim, C outputs.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from lm.nn.layers import Einsum
 from lm.types import Array, Batch
 
 POOLINGS = ("first", "last", "mean", "max")
+
+# Of the layer before the outputs: BERT's and RoBERTa's is tanh, DistilBERT's relu,
+# ELECTRA's gelu.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+}
 
 
 def pool(hidden: Array, segment_ids: Array, how: str) -> Array:
@@ -48,12 +58,15 @@ class PooledHead(nn.Module):
         num_outputs: C.
         pooling: As in `pool`.
         dropout_rate: Of the pooled vector.
+        activation: Of a layer between, of D units, in `ACTIVATIONS`; `none` means that
+            there is no such layer.
     """
 
     backbone: Any
     num_outputs: int
     pooling: str = "first"
     dropout_rate: float = 0.0
+    activation: str = "none"
 
     @nn.compact
     def __call__(self, batch: Batch, deterministic: bool = True) -> Array:
@@ -61,6 +74,10 @@ class PooledHead(nn.Module):
         hidden = self.backbone.hidden(batch, deterministic)
         segments = batch.get("segment_ids", jnp.ones(hidden.shape[:2], jnp.int32))
         pooled = pool(hidden.astype(jnp.float32), segments, self.pooling)
+        if self.activation != "none":
+            D, stddev = pooled.shape[-1], self.backbone.config.init_stddev
+            dense = Einsum((D,), (D,), ("embed", None), True, stddev, name="dense")
+            pooled = ACTIVATIONS[self.activation](dense(pooled))
         return _outputs(self, pooled, deterministic)
 
 

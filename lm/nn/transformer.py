@@ -549,21 +549,38 @@ class Stack(nn.Module):
 
 
 class Embedder(nn.Module):
-    """Token embedding, absolute positions, a norm where asked for, dropout."""
+    """Token embedding, absolute positions, a norm where asked for, dropout.
+
+    Attributes:
+        config: The stack's.
+        use_norm: Whether there is a norm.
+        token_dim: E, of tables and norm, whose sum is then projected to D; 0 means D.
+    """
 
     config: TransformerConfig
     use_norm: bool = False
+    token_dim: int = 0
 
     def setup(self):
         """Declares the tables."""
         config = self.config
-        D, stddev = config.emb_dim, config.embed_stddev
-        self.token = Embed(config.vocab_size, D, stddev=stddev, dtype=config.dtype)
+        E, stddev = self.token_dim or config.emb_dim, config.embed_stddev
+        self.token = Embed(config.vocab_size, E, stddev=stddev, dtype=config.dtype)
         if config.position_encoding == "learned":
             rows = config.max_len + config.position_offset
-            self.position = Embed(rows, D, ("positions", "embed"), stddev, config.dtype)
+            axes = ("positions", "embed")
+            self.position = Embed(rows, E, axes, stddev, config.dtype)
         if self.use_norm:
             self.norm = make_norm(config)
+        if self.token_dim:
+            self.project = Einsum(
+                (E,),
+                (config.emb_dim,),
+                (None, "embed"),
+                config.use_bias,
+                config.init_stddev,
+                config.dtype,
+            )
         self.dropout = nn.Dropout(config.dropout_rate)
 
     def __call__(
@@ -573,7 +590,7 @@ class Embedder(nn.Module):
         deterministic: bool,
         extra: Array | None = None,
     ) -> Array:
-        """Maps ids [B, T] to [B, T, D]; `extra` [B, T, D] is added."""
+        """Maps ids [B, T] to [B, T, D]; `extra` [B, T, E] is added."""
         config = self.config
         x = self.token(ids)
         if config.scale_embeddings:
@@ -581,12 +598,14 @@ class Embedder(nn.Module):
         if config.position_encoding == "learned":
             x += self.position(positions + config.position_offset)
         elif config.position_encoding == "sinusoidal":
-            x += position_codes.sinusoidal(positions, config.emb_dim).astype(x.dtype)
+            x += position_codes.sinusoidal(positions, x.shape[-1]).astype(x.dtype)
         if extra is not None:
             x += extra
         if self.use_norm:
             x = self.norm(x)
         x = self.dropout(x, deterministic=deterministic)
+        if self.token_dim:
+            x = self.project(x)
         return constrain(x, "batch", "length", "act_embed")
 
 
@@ -598,7 +617,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, states: Array, table: Array) -> Logits:
-        """Returns the logits of states [B, T, D].
+        """Returns the logits of states [B, T, D], or [B, T, E].
 
         `table` [V, D] is the embedding; without `config.tie_embeddings` the head has
         a kernel of its own.
@@ -607,7 +626,7 @@ class Head(nn.Module):
         kernel, bias = table, None
         if not config.tie_embeddings:
             init = nn.initializers.normal(config.init_stddev or config.emb_dim**-0.5)
-            shape = (config.vocab_size, config.emb_dim)
+            shape = (config.vocab_size, states.shape[-1])
             kernel = declare(self, "kernel", init, ("vocab", "embed"), shape)
         if self.use_bias:
             zeros, shape = nn.initializers.zeros, (config.vocab_size,)
@@ -622,12 +641,10 @@ class Output:
     Attributes:
         hidden: [B, T, D] final states.
         logits: Over the vocabulary, of the positions that predict.
-        pooled: [B, D] of the whole row, or None.
     """
 
     hidden: Array
     logits: Logits
-    pooled: Array | None = None
 
 
 def row_positions(ids: Array, positions: Array | None) -> Array:

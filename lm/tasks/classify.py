@@ -20,7 +20,7 @@ from lm.config import check_choice, check_range
 from lm.data.packing import BucketRows, Rows
 from lm.data.pipeline import Pieces
 from lm.metrics import Mean, Metrics
-from lm.nn.heads import POOLINGS, PooledHead
+from lm.nn.heads import ACTIVATIONS, POOLINGS, PooledHead
 from lm.nn.rows import drop_tokens
 from lm.tasks import fields, scores
 from lm.tasks import labels as labels_lib
@@ -50,6 +50,8 @@ class Config:
         thresholds: Of `several`: the least probability of each class that counts; ()
             means 0.5; `lm.evaluate --tune-thresholds` finds good ones.
         pooling: As in `lm.nn.heads.pool`.
+        hidden: The activation of a layer between the pooled states and the outputs:
+            `tanh`, `relu`, `gelu`; or `none`.
         dropout_rate: Of the pooled states.
         token_dropout_rate: The share of tokens that training leaves out, all but the
             first of a row (Iyyer et al. 2015, https://doi.org/10.3115/v1/P15-1162).
@@ -68,6 +70,7 @@ class Config:
     moments: tuple[float, ...] = ()
     thresholds: tuple[float, ...] = ()
     pooling: str = "first"
+    hidden: str = "none"
     dropout_rate: float = 0.0
     token_dropout_rate: float = 0.0
     class_weights: str = "none"
@@ -77,6 +80,7 @@ class Config:
     def __post_init__(self):
         check_choice("task.kind", self.kind, KINDS)
         check_choice("task.pooling", self.pooling, POOLINGS)
+        check_choice("task.hidden", self.hidden, ("none", *ACTIVATIONS))
         check_choice("task.class_weights", self.class_weights, labels_lib.CLASS_WEIGHTS)
         check_choice("task.long_texts", self.long_texts, ("cut", "refuse"))
         check_range("task.length", self.length, 3)
@@ -167,6 +171,7 @@ class Classify(Predictive):
             outputs,
             self.config.pooling,
             self.config.dropout_rate,
+            self.config.hidden,
         )
 
     def encode(

@@ -52,17 +52,19 @@ def step_flops(
 
     def matmul(name: str, leaf: Any) -> float:
         name = re.sub("^(base/)?(backbone/)?", "", name)
-        if name.startswith(("pooler", "type", "embedder/position")):
+        if name.startswith(("type", "embedder/position")):
             return 0.0
         if name == "embedder/token/embedding":
             is_output = config.tie_embeddings and not has_head
             return 6.0 * leaf.size * predicted * is_output
-        if name.startswith(("head", "transform")):
+        if name.startswith(("head", "dense", "transform")):
             met = predicted
         elif sources and re.search(r"^encoder|cross_attention/(key|value)", name):
             met = sources
         else:
             met = tokens
+        if "/layer/" in name:  # of all layers
+            met *= config.num_layers
         return 6.0 * leaf.size * met if name.endswith("kernel") else 0.0
 
     total = sum(jax.tree.leaves(tree.map_with_names(matmul, params)))

@@ -1,0 +1,1 @@
+"""Checkpoints of Hugging Face models, into workdirs and back."""
