@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,3 +57,39 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes a file as `replacing` does."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, overwrite: bool, sign: str, flag: str) -> Iterator[Path]:
+    """Yields a folder beside `folder`, which takes its place if all goes well.
+
+    Args:
+        folder: What it is to be.
+        overwrite: Whether it may take the place of one that has `sign`.
+        sign: A file that such folders have.
+        flag: What names another folder.
+
+    Raises:
+        UserError: If there is something that is not to be replaced.
+    """
+    if folder.exists() and not (folder / sign).exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} has no {sign}; move it away, or set another {flag}")
+    if folder.exists() and not overwrite:
+        raise UserError(f"{folder} exists; set --overwrite, or another {flag}")
+    make_folder(folder.parent)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    for left in folder.parent.glob(f".{folder.name}.*.tmp"):
+        try:
+            os.kill(int(left.suffixes[-2][1:]), 0)  # asks whether it runs
+        except ProcessLookupError:
+            shutil.rmtree(left, ignore_errors=True)
+        except (OSError, ValueError):
+            continue
+    make_folder(temporary)
+    try:
+        yield temporary
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -186,7 +186,7 @@ def _find_seen(
     from lm.data.sources import open_source
 
     def train() -> Iterator[str]:
-        for spec in data.sources:
+        for spec in data.named_sources():
             source = open_source(spec, data.data_dir, data.bad_rows)
             for example in source.examples(data.train_split):
                 # One that cannot be read was not trained on.

@@ -61,8 +61,6 @@ class DataConfig:
     num_workers: int = 2
 
     def __post_init__(self):
-        if not self.sources:
-            raise UserError("data.sources names no text; set at least one")
         if self.weights and len(self.weights) != len(self.sources):
             raise UserError(
                 f"data.weights has {len(self.weights)} numbers for "
@@ -74,6 +72,16 @@ class DataConfig:
         for name in ("prefetch", "num_workers"):
             if getattr(self, name) < 1:
                 raise UserError(f"data.{name} must be at least 1")
+
+    def named_sources(self) -> tuple[str, ...]:
+        """Returns `sources`.
+
+        Raises:
+            UserError: If there are none, as in a workdir that was imported.
+        """
+        if not self.sources:
+            raise UserError("data.sources names no text; set it, or give --source")
+        return self.sources
 
 
 # The pieces of one row: where each comes from, and the document's columns, of which
@@ -293,7 +301,8 @@ def build_pipeline(
     if seed < 0:
         raise UserError(f"seed is {seed}; it must be at least 0")
     host = _host(batch_size, process_index, process_count)
-    stores = [_store(task, tokenizer, config, spec, split) for spec in config.sources]
+    specs = config.named_sources()
+    stores = [_store(task, tokenizer, config, spec, split) for spec in specs]
     is_mixture = train and bool(config.weights)
     groups = [[store] for store in stores] if is_mixture else [stores]
     order_seed = seed if config.shuffle else -1

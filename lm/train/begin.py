@@ -70,7 +70,7 @@ def inherit(config: Config, before: Config) -> Config:
 
 def _training_examples(config: Config) -> Iterator[dict[str, Any]]:
     data = config.data
-    for spec in data.sources:
+    for spec in data.named_sources():
         source = open_source(spec, data.data_dir, data.bad_rows)
         yield from source.examples(data.train_split)
 

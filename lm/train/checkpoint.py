@@ -118,7 +118,7 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        state: TrainState,
+        state: PyTree,
         position: Mapping[str, Any],
         metrics: Mapping[str, float],
     ) -> None:
@@ -126,7 +126,7 @@ class Checkpoints:
 
         Args:
             step: Its name.
-            state: All of it is kept.
+            state: A `TrainState`, or the part of one that there is. All is kept.
             position: JSON values from which the data go on.
             metrics: Of an evaluation at this step, or none.
 
@@ -146,7 +146,7 @@ class Checkpoints:
         )
         self._saved = step
 
-    def _check_space(self, state: TrainState) -> None:
+    def _check_space(self, state: PyTree) -> None:
         needed = sum(
             shard.data.nbytes
             for leaf in jax.tree.leaves(state)

@@ -180,7 +180,7 @@ def read_examples(
         UserError: If there is no such split, or it is empty or broken.
     """
     found: list[tuple[Example, dict[str, np.ndarray]]] = []
-    for spec in data.sources:
+    for spec in data.named_sources():
         source = open_source(spec, data.data_dir, data.bad_rows)
         some = list(itertools.islice(source.examples(split), limit or None))
         for example, document in zip(some, task.encode(some)):

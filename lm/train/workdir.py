@@ -242,6 +242,16 @@ def load(workdir: Path, step: int | str = "") -> Loaded:
     return Loaded(config, tokenizer, task, model, params, found)
 
 
+def save_params(workdir: Path, config: Config, params: Params) -> None:
+    """Writes parameters that come from elsewhere as the checkpoint of step 0.
+
+    Another run may begin from it; it lacks what it would take to go on.
+    """
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
+    checkpoints.save(0, {"params": params}, {}, {})
+    checkpoints.close()
+
+
 def load_params(
     workdir: Path,
     config: Config,

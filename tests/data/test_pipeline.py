@@ -384,7 +384,7 @@ def test_bad_rows_stop_or_are_skipped_and_counted_once(build, tmp_path, capfd):
         ({"data": {"bad_rows": "pass"}}, "unknown data.bad_rows 'pass'"),
         ({"data": {"prefetch": 0}}, "data.prefetch must be at least 1"),
         ({"data": {"num_workers": 0}}, "data.num_workers must be at least 1"),
-        ({"sources": ""}, "data.sources names no text; set at least one"),
+        ({"sources": ""}, "data.sources names no text; set it, or"),
     ],
 )
 def test_mistakes_are_one_line_with_the_cure(build, options, message):

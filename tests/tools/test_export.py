@@ -200,11 +200,18 @@ def test_every_way_predicts_as_jax_does(workdir, tmp_path, flags):
     assert ("text_in" in result) == (flags == ("--format=saved_model",))
 
 
-@pytest.mark.parametrize("kind, score", [("dual", "recall@1"), ("cross", "order")])
-def test_what_ranks_ranks_as_jax_does(folder, tmp_path, kind, score):
+@pytest.mark.parametrize(
+    "kind, format, score",
+    [
+        ("dual", "tflite", "recall@1"),
+        ("dual", "saved_model", "recall@1"),
+        ("cross", "tflite", "order"),
+    ],
+)
+def test_what_ranks_ranks_as_jax_does(folder, tmp_path, kind, format, score):
     task = rank.Config(length=48, kind=kind, query="text_b", query_length=12)
     workdir = trained(folder, str(tmp_path / kind), "wordpiece", task)
-    result = run(workdir, f"--output={tmp_path / 'made'}")
+    result = run(workdir, f"--format={format}", f"--output={tmp_path / 'made'}")
     assert result["agreement"] == 1.0 and result["max_error"] <= 1e-4
     assert result["score"] == score and result["after"] == result["before"]
 
@@ -433,7 +440,7 @@ def test_mistakes_are_one_line(folder, workdir, writer, tmp_path):
         (
             workdir,
             [f"--output={tmp_path / 'mine'}", "--overwrite"],
-            "mine is no export; move it away",
+            "mine has no signature.json; move it away",
         ),
         (tmp_path / "mixed", [], "is of another model: .* is missing there"),
         (tmp_path / "none", [], "is .*none a workdir of lm.train"),

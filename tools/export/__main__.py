@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from lm import cli, scorecard
+from lm.atomic import new_folder
 from lm.config import check_choice, check_range
 from lm.types import UserError
 
@@ -89,7 +90,7 @@ def main(args: Namespace) -> dict[str, Any]:
     output = Path(args.output or home / "export" / name)
     split = args.split or data.eval_split
     read_examples(loaded.task, data, split, 1)  # a mistake is told at once
-    with artefact.new_folder(output, args.overwrite) as folder:
+    with new_folder(output, args.overwrite, "signature.json", "--output") as folder:
         made = graph.build(loaded, lengths)
         about = artefact.describe(loaded, made) | {
             "name": home.resolve().name,

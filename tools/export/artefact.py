@@ -1,54 +1,21 @@
 """The folder that an export makes: a model, a tokenizer, and what there is to know."""
 
-import contextlib
 import dataclasses
-import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lm.atomic import make_folder, write_json, write_text
+from lm.atomic import write_json, write_text
 from lm.completion import writable
 from lm.tasks import Generative
 from lm.tasks.chat import Chat
 from lm.text.tokenizers import Tokenizer
 from lm.train.workdir import Loaded, versions
-from lm.types import UserError
 from tools.export.graph import Graph
-
-
-@contextlib.contextmanager
-def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """Yields a folder beside `folder`, which takes its place if all goes well.
-
-    Raises:
-        UserError: If there is something that is not to be replaced.
-    """
-    if folder.exists() and not (folder / "signature.json").exists():
-        raise UserError(f"{folder} is no export; move it away, or set another --output")
-    if folder.exists() and not overwrite:
-        raise UserError(f"{folder} exists; set --overwrite, or another --output")
-    make_folder(folder.parent)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    for left in folder.parent.glob(f".{folder.name}.*.tmp"):
-        try:
-            os.kill(int(left.suffixes[-2][1:]), 0)  # asks whether it runs
-        except ProcessLookupError:
-            shutil.rmtree(left, ignore_errors=True)
-        except (OSError, ValueError):
-            continue
-    make_folder(temporary)
-    try:
-        yield temporary
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def describe(loaded: Loaded, graph: Graph) -> dict[str, Any]:

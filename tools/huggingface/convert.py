@@ -4,6 +4,7 @@ One tensor at a time is read, and put into the place on the devices where it sta
 Axes: L layers; D, N, H as in `lm.nn.transformer`.
 """
 
+import dataclasses
 import functools
 import math
 import re
@@ -11,16 +12,223 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import cli, tree
+from lm import cli, sharding, tree
+from lm.cli import suggest
+from lm.nn.transformer import stack_layers
+from lm.train.state import placed_params
+from lm.train.workdir import Loaded
 from lm.types import Params, PyTree, UserError
+from tools.huggingface import rules
+from tools.huggingface.families import FAMILIES
 from tools.huggingface.family import Family, Head, Names, Part
 from tools.huggingface.files import Tensor
 
 _SUFFIXES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+
+
+def read_config(
+    values: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> tuple[Family, str, Any]:
+    """Returns the family of a `config.json`, its class's end, and our model's config.
+
+    Args:
+        values: The `config.json`.
+        tensors: Of the checkpoint, which tell whether the head is the embedding.
+
+    Raises:
+        UserError: If the family, the class or something of the config is not supported.
+    """
+    kind = str(values.get("model_type"))
+    if kind not in FAMILIES:
+        near = suggest(kind, sorted(FAMILIES))
+        raise UserError(f"config.json: model_type {kind!r} is not supported{near}")
+    family = FAMILIES[kind]
+    classes = values.get("architectures") or ["Model"]
+    name = _end(classes[0], family)
+    found = rules.read(family.rules, family.defaults, family.adapt(dict(values)))
+    config = family.model(**{**family.fields, **found})
+    own = family.heads[name].names.get("head/kernel")
+    if isinstance(own, str) and not family.heads[name].wraps:
+        config = dataclasses.replace(config, tie_embeddings=own not in tensors)
+    return family, name, config
+
+
+def _end(class_name: str, family: Family) -> str:
+    for end in sorted(family.heads, key=len, reverse=True):
+        if class_name.endswith(end):
+            return end
+    ends = ", ".join(f"…{end}" for end in family.heads)
+    raise UserError(
+        f"config.json: {class_name} is not supported; of {family.model_type} there are "
+        f"{ends}"
+    )
+
+
+def read_params(
+    tensors: Mapping[str, Tensor],
+    family: Family,
+    name: str,
+    config: Any,
+    model: nn.Module,
+    mesh_config: sharding.MeshConfig,
+) -> tuple[Params, dict[str, str]]:
+    """Reads a model's parameters onto the devices.
+
+    Args:
+        tensors: Of the checkpoint.
+        family: The model's.
+        name: The end of its class's name.
+        config: Of the model, without its head.
+        model: With its head.
+        mesh_config: How parameters are laid over the devices.
+
+    Returns:
+        The parameters; and the tensors without a use here, each with the reason.
+
+    Raises:
+        UserError: If a tensor is missing, does not fit, or has no place.
+    """
+    mesh = sharding.build_mesh(mesh_config)
+    abstract = placed_params(model, mesh, mesh_config)
+    prefix = family.prefix if any(n.startswith(family.prefix) for n in tensors) else ""
+    found = places(family, family.heads[name], config, abstract, prefix)
+    kept = unclaimed(tensors, found, abstract, family)
+    return load(tensors, found, abstract, family), kept
+
+
+def find_family(
+    loaded: Loaded, base: Mapping[str, Any], chosen: str
+) -> tuple[Family, str]:
+    """Returns a family, and the end of a class's name, that can say a model.
+
+    Args:
+        loaded: The model.
+        base: The `config.json` that it was imported with, or nothing.
+        chosen: A model_type, or nothing.
+
+    Raises:
+        UserError: If there is none.
+    """
+    names = [chosen or base.get("model_type", "")]
+    if names[0] and names[0] not in FAMILIES:
+        raise UserError(f"unknown --family {chosen!r}{suggest(chosen, list(FAMILIES))}")
+    trouble = ""
+    for family in [FAMILIES[n] for n in names if n] or FAMILIES.values():
+        try:
+            _check_said(loaded, family)
+            return family, _find_head(loaded, family, base)
+        except UserError as error:
+            trouble = trouble or str(error)
+    raise UserError(f"no family of transformers has such a model: {trouble}")
+
+
+# Fields that say how a model is trained or run, or that transformers has no word for.
+_OWN = (
+    *("name", "dropout_rate", "attention_dropout_rate", "attention", "dtype", "remat"),
+    *("scan_layers", "init_stddev", "embed_stddev", "max_len"),
+)
+
+
+def _check_said(loaded: Loaded, family: Family) -> None:
+    """Raises a UserError unless a family's `config.json` says all of a model."""
+    config = loaded.config.model
+    if not isinstance(config, family.model):
+        raise UserError(f"a {family.model_type} is no {config.name}")
+    read = rules.read(family.rules, family.defaults, rules.write(family.rules, config))
+    other = family.model(**{**family.fields, **read})
+    for field in dataclasses.fields(config):
+        ours, theirs = (_meant(each, field.name) for each in (config, other))
+        if field.name not in _OWN and ours != theirs and field.name != "tie_embeddings":
+            raise UserError(
+                f"model.{field.name} is {ours}, and a {family.model_type} has {theirs}"
+            )
+
+
+def _meant(config: Any, name: str) -> Any:
+    """Returns a field with what 0 stands for."""
+    sizes = {"num_kv_heads": "kv_heads", "head_dim": "head_size", "mlp_dim": "mlp_size"}
+    value = getattr(config, sizes.get(name, name))
+    if name == "attention_scale":
+        value = value or config.head_size**-0.5
+    return round(value, 9) if isinstance(value, float) else value
+
+
+def _find_head(loaded: Loaded, family: Family, base: Mapping[str, Any]) -> str:
+    """Returns the end of the name of a class that is for a model's task."""
+    task = loaded.config.task
+    probe = {"max_len": loaded.config.model.max_len}
+    fitting = [
+        name
+        for name, head in family.heads.items()
+        if type(head.task(probe)) is type(task)
+        and getattr(head.task(probe), "hidden", "") == getattr(task, "hidden", "")
+    ]
+    before = [
+        n for n in fitting if base and n == _end(base["architectures"][0], family)
+    ]
+    if not fitting:
+        raise UserError(f"a {family.model_type} has no class for the task {task.name}")
+    return (before or fitting)[0]
+
+
+def write_config(
+    loaded: Loaded, family: Family, name: str, base: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the `config.json` of a model.
+
+    What the one says that it was imported with, and still holds, stays as it is.
+    """
+    config, task, tokenizer = loaded.config.model, loaded.config.task, loaded.tokenizer
+    values: dict[str, Any] = family.adapt(dict(base))
+    for rule in family.rules:
+        said = {**dict.fromkeys(rule.keys), **family.defaults, **values}
+        made = rule.write(config)
+        if not base or rule.read(said) != rule.read(
+            {**family.defaults, **said, **made}
+        ):
+            values |= made
+    first = _CLASSES.get(family.model_type, family.model_type.title())
+    same = base and _end(base["architectures"][0], family) == name
+    classes = base["architectures"] if same else [f"{first}{name}"]
+    values |= {"model_type": family.model_type, "architectures": classes}
+    marks = {"pad": tokenizer.pad_id, "bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
+    for mark, number in marks.items():
+        values.setdefault(f"{mark}_token_id", number if number >= 0 else None)
+    if getattr(task, "labels", ()):
+        values["id2label"] = {str(i): label for i, label in enumerate(task.labels)}
+        values["label2id"] = {label: i for i, label in enumerate(task.labels)}
+    return values
+
+
+_CLASSES = {
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "distilbert": "DistilBert",
+    "electra": "Electra",
+    "albert": "Albert",
+    "gpt2": "GPT2",
+    "gpt_neox": "GPTNeoX",
+    "gemma3_text": "Gemma3",
+    "t5": "T5",
+    "mt5": "MT5",
+}
+
+
+def write_params(
+    loaded: Loaded, family: Family, name: str
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the tensors of a model's checkpoint."""
+    head, params = family.heads[name], loaded.params
+    prefix = "" if name == "Model" else family.prefix
+    if not loaded.config.model.scan_layers:
+        params = stack_layers(params)
+    found = places(family, head, loaded.config.model, params, prefix)
+    yield from dump(params, found, family)
 
 
 @dataclass(frozen=True)

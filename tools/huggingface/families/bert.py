@@ -4,7 +4,7 @@ from typing import Any
 
 from lm.models import bert
 from tools.huggingface.families import common
-from tools.huggingface.family import Family, Head, Names, layers
+from tools.huggingface.family import Family, Head, Part, layers
 from tools.huggingface.rules import Rule, Values, fixed, named, same
 
 _FIELDS = {
@@ -69,7 +69,7 @@ _BUFFERS = (r".*embeddings\.(position|token_type)_ids",)
 _POOLER = {r"(.*\.)?pooler\..*": "states are pooled by the task"}
 
 
-def _names(config: Any) -> Names:
+def _names(config: Any) -> dict[str, str | Part]:
     return _NAMES | layers("encoder/layers", "encoder.layer.*", _LAYER)
 
 

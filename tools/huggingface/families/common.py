@@ -41,7 +41,8 @@ def causal(values: Values) -> Any:
 def vectors(values: Values) -> Any:
     """Texts to vectors: what a model without a head is good for."""
     length = _length(values)
-    return rank.Config(length=length, query_length=min(64, length))
+    pooling = values.get("pooling", "mean")
+    return rank.Config(length=length, query_length=min(64, length), pooling=pooling)
 
 
 def classes(hidden: str, pooling: str = "first") -> Callable[[Values], Any]:

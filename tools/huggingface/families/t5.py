@@ -86,6 +86,8 @@ _FIELDS = {
     "norm": "rms",
     "norm_position": "pre",
     "attention_scale": 1.0,
+    # Any length will do.
+    "max_len": common.LENGTH,
 }
 _DEFAULTS = {
     "vocab_size": 32128,
