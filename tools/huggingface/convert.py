@@ -197,8 +197,8 @@ def write_config(
     classes = base["architectures"] if same else [f"{first}{name}"]
     values |= {"model_type": family.model_type, "architectures": classes}
     marks = {"pad": tokenizer.pad_id, "bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
-    for mark, number in marks.items():
-        values.setdefault(f"{mark}_token_id", number if number >= 0 else None)
+    for mark, number in marks.items() if not base else ():
+        values[f"{mark}_token_id"] = number if number >= 0 else None
     if getattr(task, "labels", ()):
         values["id2label"] = {str(i): label for i, label in enumerate(task.labels)}
         values["label2id"] = {label: i for i, label in enumerate(task.labels)}
