@@ -37,7 +37,7 @@ def main(args: Namespace) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from lm.train import workdir as workdir_lib
-    from tools.huggingface import convert
+    from tools.huggingface import configs, params
     from tools.huggingface.files import open_checkpoint, write_checkpoint
 
     workdir, output = Path(args.workdir), Path(args.output)
@@ -46,8 +46,8 @@ def main(args: Namespace) -> dict[str, Any]:
     base: dict[str, Any] = {}
     if (original / "config.json").exists():
         base = json.loads((original / "config.json").read_text())
-    family, name = convert.find_family(loaded, base, args.family)
-    values = convert.write_config(loaded, family, name, base)
+    family, name = configs.find(loaded, base, args.family)
+    values = configs.write(loaded, family, name, base)
     values["dtype" if "torch_dtype" not in values else "torch_dtype"] = args.dtype
     kept = {}
     if any(original.glob("model*.safetensors*")):
@@ -56,7 +56,7 @@ def main(args: Namespace) -> dict[str, Any]:
     with new_folder(output, args.overwrite, "config.json", "--output") as folder:
 
         def tensors():
-            for key, value in convert.write_params(loaded, family, name):
+            for key, value in params.write(loaded, family, name):
                 yield key, value.astype(dtype)
             for key, tensor in kept.items():
                 yield key, tensor.read()

@@ -74,11 +74,12 @@ def main(args: Namespace) -> dict[str, Any]:
     from lm.text import tokenizers
     from lm.train import workdir as workdir_lib
     from lm.train.config import Config
-    from tools.huggingface import convert
+    from tools.huggingface import configs
+    from tools.huggingface import params as params_lib
     from tools.huggingface.files import open_checkpoint, write_checkpoint
 
     tensors = open_checkpoint(source)
-    family, name, config = convert.read_config(values, tensors)
+    family, name, config = configs.read(values, tensors)
     head = family.heads[name]
     task = head.task({**values, "max_len": config.max_len} | _pooling(folder))
     tokenizer = tokenizers.load(Path(args.tokenizer) if args.tokenizer else folder)
@@ -91,7 +92,7 @@ def main(args: Namespace) -> dict[str, Any]:
     model = build_task(task, tokenizer).build_model(config)
     with new_folder(workdir, args.overwrite, "config.json", "--workdir") as made:
         mesh = MeshConfig(fsdp=args.fsdp, data=1 if args.fsdp == -1 else -1)
-        params, kept = convert.read_params(tensors, family, name, config, model, mesh)
+        params, kept = params_lib.read(tensors, family, name, config, model, mesh)
         tokenizer.save(made / "tokenizer")
         write_json(made / "config.json", workdir_lib.as_json(run))
         write_json(made / "versions.json", workdir_lib.versions())

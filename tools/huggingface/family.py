@@ -55,6 +55,7 @@ class Family:
 
     Attributes:
         model_type: As in `config.json`.
+        class_prefix: What the names of their classes begin with.
         model: The class of our config.
         fields: Of ours, which are the same in the whole family.
         rules: Of the others.
@@ -70,6 +71,7 @@ class Family:
     """
 
     model_type: str
+    class_prefix: str
     model: type
     fields: Mapping[str, Any]
     rules: tuple[Rule, ...]

@@ -90,6 +90,7 @@ _MASKED = {
 
 BERT = Family(
     model_type="bert",
+    class_prefix="Bert",
     model=bert.Config,
     fields=_FIELDS,
     rules=(*_COMMON, _ACTIVATION, _MAX_LEN),
@@ -131,6 +132,7 @@ _TWO_LAYERS = {"dense": "classifier.dense", "head": "classifier.out_proj"}
 
 ROBERTA = Family(
     model_type="roberta",
+    class_prefix="Roberta",
     model=bert.Config,
     fields=_FIELDS,
     rules=(*_COMMON, _GELU, _OFFSET),
@@ -158,6 +160,7 @@ ROBERTA = Family(
 
 DISTILBERT = Family(
     model_type="distilbert",
+    class_prefix="DistilBert",
     model=bert.Config,
     fields=_FIELDS | {"num_types": 0, "norm_eps": 1e-12},
     rules=(
@@ -237,6 +240,7 @@ _TOKEN_DIM = Rule(
 
 ELECTRA = Family(
     model_type="electra",
+    class_prefix="Electra",
     model=bert.Config,
     fields=_FIELDS,
     rules=(*_COMMON, _GELU, _MAX_LEN, _TOKEN_DIM),
@@ -273,6 +277,7 @@ ELECTRA = Family(
 
 ALBERT = Family(
     model_type="albert",
+    class_prefix="Albert",
     model=bert.Config,
     fields=_FIELDS | {"share_layers": True},
     rules=(

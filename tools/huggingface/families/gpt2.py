@@ -7,6 +7,7 @@ from tools.huggingface.rules import Rule, fixed, named, same
 
 GPT2 = Family(
     model_type="gpt2",
+    class_prefix="GPT2",
     model=gpt.Config,
     fields={
         "position_encoding": "learned",

@@ -64,13 +64,14 @@ def _names(layer: Names) -> Any:
     return lambda config: names
 
 
-def _family(model_type: str, *rules: Rule, **changes: Any) -> Family:
+def _family(model_type: str, class_prefix: str, *rules: Rule, **changes: Any) -> Family:
     """Returns a family that is as Llama but for what is said."""
     layer = changes.pop("layer", _LAYER)
     fields = _FIELDS | changes.pop("fields", {})
     defaults = _DEFAULTS | changes.pop("defaults", {})
     made = Family(
         model_type=model_type,
+        class_prefix=class_prefix,
         model=gpt.Config,
         fields=fields,
         rules=(*_COMMON, *rules),
@@ -95,6 +96,7 @@ def _family(model_type: str, *rules: Rule, **changes: Any) -> Family:
 
 LLAMA = _family(
     "llama",
+    "Llama",
     _HEAD_DIM,
     _ACTIVATION,
     _NO_BIAS,
@@ -107,6 +109,7 @@ LLAMA = _family(
 
 MISTRAL = _family(
     "mistral",
+    "Mistral",
     _HEAD_DIM,
     _ACTIVATION,
     common.rope(),
@@ -135,8 +138,8 @@ def _read_windows(values: Values) -> dict[str, Any]:
     every = is_global.index(True) + 1
     if is_global != [(i + 1) % every == 0 for i in range(L)]:
         raise UserError(
-            "config.json: layer_types are not alternating; supported are windows in all "
-            "layers but every n-th"
+            "config.json: layer_types are in no regular turn; supported are windows in "
+            "all layers but every n-th"
         )
     return {"window": window, "global_every": every}
 
@@ -184,6 +187,7 @@ _QWEN = {
 
 QWEN2 = _family(
     "qwen2",
+    "Qwen2",
     _ACTIVATION,
     _QWEN_WINDOWS,
     common.rope(),
@@ -193,6 +197,7 @@ QWEN2 = _family(
 
 QWEN3 = _family(
     "qwen3",
+    "Qwen3",
     _HEAD_DIM,
     _ACTIVATION,
     _QWEN_WINDOWS,
@@ -254,6 +259,7 @@ _GEMMA_DEFAULTS = {
 
 GEMMA2 = _family(
     "gemma2",
+    "Gemma2",
     *_GEMMA,
     common.rope(),
     Rule(
@@ -301,6 +307,7 @@ def _write_both_ropes(config: Any) -> dict[str, Any]:
 
 GEMMA3 = _family(
     "gemma3_text",
+    "Gemma3",
     *_GEMMA,
     Rule(("rope_parameters",), _read_both_ropes, _write_both_ropes),
     Rule(

@@ -7,6 +7,7 @@ from tools.huggingface.rules import fixed, named, same
 
 NEOX = Family(
     model_type="gpt_neox",
+    class_prefix="GPTNeoX",
     model=gpt.Config,
     fields={
         "position_encoding": "rotary",

@@ -86,6 +86,8 @@ _FIELDS = {
     "norm": "rms",
     "norm_position": "pre",
     "attention_scale": 1.0,
+    # Where the file has a head of its own, it is not.
+    "tie_embeddings": True,
     # Any length will do.
     "max_len": common.LENGTH,
 }
@@ -111,9 +113,10 @@ def _adapt(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in derived}
 
 
-def _family(model_type: str, *rules: Rule, **changes: Any) -> Family:
+def _family(model_type: str, class_prefix: str, *rules: Rule, **changes: Any) -> Family:
     return Family(
         model_type=model_type,
+        class_prefix=class_prefix,
         model=t5.Config,
         fields=_FIELDS | changes.get("fields", {}),
         rules=(*_RULES, *rules),
@@ -134,6 +137,7 @@ def _family(model_type: str, *rules: Rule, **changes: Any) -> Family:
 
 T5 = _family(
     "t5",
+    "T5",
     Rule(
         ("tie_word_embeddings", "scale_decoder_outputs"),
         _read_tie,
@@ -142,6 +146,7 @@ T5 = _family(
 )
 MT5 = _family(
     "mt5",
+    "MT5",
     fixed("tie_word_embeddings", False, True, None),
     fields={"scale_output": False},
     defaults={

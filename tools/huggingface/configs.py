@@ -1,0 +1,171 @@
+"""From a `config.json` to a model's config, and back; which family a model is of."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lm.cli import suggest
+from lm.train.workdir import Loaded
+from lm.types import UserError
+from tools.huggingface import rules
+from tools.huggingface.families import FAMILIES
+from tools.huggingface.family import Family
+from tools.huggingface.files import Tensor
+
+# Fields that say how a model is trained or run, or of which transformers has no word.
+OWN = (
+    *("name", "dropout_rate", "attention_dropout_rate", "attention", "dtype", "remat"),
+    *("scan_layers", "init_stddev", "embed_stddev", "max_len", "tie_embeddings"),
+)
+
+
+def read(
+    values: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> tuple[Family, str, Any]:
+    """Returns the family of a `config.json`, its class's end, and our model's config.
+
+    Args:
+        values: The `config.json`.
+        tensors: Of the checkpoint, which tell whether the head is the embedding.
+
+    Raises:
+        UserError: If the family, the class or something of the config is not supported.
+    """
+    kind = str(values.get("model_type"))
+    if kind not in FAMILIES:
+        near = suggest(kind, sorted(FAMILIES))
+        raise UserError(f"config.json: model_type {kind!r} is not supported{near}")
+    family = FAMILIES[kind]
+    classes = values.get("architectures") or ["Model"]
+    name = _end(classes[0], family)
+    found = rules.read(family.rules, family.defaults, family.adapt(dict(values)))
+    config = family.model(**{**family.fields, **found})
+    if config.tie_embeddings and _has_own_head(family, name, config, tensors):
+        config = dataclasses.replace(config, tie_embeddings=False)
+    return family, name, config
+
+
+def _end(class_name: str, family: Family) -> str:
+    """Returns what a class is called without the name of its family."""
+    for end in sorted(family.heads, key=len, reverse=True):
+        if class_name.endswith(end):
+            return end
+    ends = ", ".join(f"…{end}" for end in family.heads)
+    raise UserError(
+        f"config.json: {class_name} is not supported; of {family.model_type} there are "
+        f"{ends}"
+    )
+
+
+def _has_own_head(
+    family: Family, end: str, config: Any, tensors: Mapping[str, Tensor]
+) -> bool:
+    """Returns whether there is a head that is not the embedding, whatever is said.
+
+    Configs of T5 1.1 are written as if there were none; old files of other families
+    have the embedding twice.
+    """
+    head = tensors.get(str(family.heads[end].names.get("head/kernel")))
+    table = tensors.get(
+        f"{family.prefix}{family.names(config)['embedder/token']}.weight"
+    )
+    if head is None or table is None or head.shape != table.shape:
+        return head is not None
+    return not np.array_equal(head.read(), table.read())
+
+
+def find(loaded: Loaded, base: Mapping[str, Any], chosen: str) -> tuple[Family, str]:
+    """Returns a family, and the end of a class's name, that can say a model.
+
+    Args:
+        loaded: The model.
+        base: The `config.json` that it was imported with, or nothing.
+        chosen: A model_type; by default that of `base`, or the first that will do.
+
+    Raises:
+        UserError: If there is none.
+    """
+    chosen = chosen or base.get("model_type", "")
+    if chosen and chosen not in FAMILIES:
+        raise UserError(f"unknown --family {chosen!r}{suggest(chosen, list(FAMILIES))}")
+    trouble = []
+    for family in [FAMILIES[chosen]] if chosen else FAMILIES.values():
+        try:
+            _check_said(loaded, family)
+            return family, _find_head(loaded, family, base)
+        except UserError as error:
+            trouble.append(str(error))
+    # Of the family that comes nearest, the one that was refused last.
+    raise UserError(f"transformers has no such model: {'; '.join(trouble)}")
+
+
+def _check_said(loaded: Loaded, family: Family) -> None:
+    """Raises a UserError unless a family's `config.json` says all of a model."""
+    config = loaded.config.model
+    if not isinstance(config, family.model):
+        raise UserError(f"a {family.model_type} is no {config.name}")
+    read = rules.read(family.rules, family.defaults, rules.write(family.rules, config))
+    other = family.model(**{**family.fields, **read})
+    for field in dataclasses.fields(config):
+        ours, theirs = (_meant(each, field.name) for each in (config, other))
+        if field.name not in OWN and ours != theirs:
+            raise UserError(
+                f"a {family.model_type} has model.{field.name} {theirs}, not {ours}"
+            )
+
+
+def _meant(config: Any, name: str) -> Any:
+    """Returns a field with what 0 stands for."""
+    sizes = {"num_kv_heads": "kv_heads", "head_dim": "head_size", "mlp_dim": "mlp_size"}
+    value = getattr(config, sizes.get(name, name))
+    if name == "attention_scale":
+        value = value or config.head_size**-0.5
+    return round(value, 9) if isinstance(value, float) else value
+
+
+def _find_head(loaded: Loaded, family: Family, base: Mapping[str, Any]) -> str:
+    """Returns the end of the name of a class that is for a model's task."""
+    task = loaded.config.task
+    probe = {"max_len": loaded.config.model.max_len}
+
+    def fits(name: str) -> bool:
+        made = family.heads[name].task(probe)
+        same = getattr(made, "hidden", "") == getattr(task, "hidden", "")
+        return type(made) is type(task) and same
+
+    fitting = [name for name in family.heads if fits(name)]
+    if not fitting:
+        raise UserError(f"a {family.model_type} has no class for the task {task.name}")
+    before = _end(base["architectures"][0], family) if base else ""
+    return before if before in fitting else fitting[0]
+
+
+def write(
+    loaded: Loaded, family: Family, name: str, base: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns the `config.json` of a model.
+
+    What the one says that it was imported with, and still holds, stays as it is.
+    """
+    config, task, tokenizer = loaded.config.model, loaded.config.task, loaded.tokenizer
+    values: dict[str, Any] = family.adapt(dict(base))
+    changes: dict[str, Any] = {}
+    for rule in family.rules:
+        before = {**dict.fromkeys(rule.keys), **family.defaults, **values}
+        made = rule.write(config)
+        if not base or rule.read(before) != rule.read({**before, **made}):
+            changes |= made
+    # An older form stays as it is unless something in it is to change.
+    values = values | changes if changes else dict(base)
+    if not (base and _end(base["architectures"][0], family) == name):
+        values["architectures"] = [family.class_prefix + name]
+    values["model_type"] = family.model_type
+    marks = {"pad": tokenizer.pad_id, "bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
+    for mark, number in marks.items() if not base else ():
+        values[f"{mark}_token_id"] = number if number >= 0 else None
+    if getattr(task, "labels", ()):
+        values["id2label"] = {str(i): label for i, label in enumerate(task.labels)}
+        values["label2id"] = {label: i for i, label in enumerate(task.labels)}
+    return values
