@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test smoke lint format bench lock clean
+.PHONY: install demo test test-oracle smoke lint format bench lock clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +24,13 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# Imported models beside transformers itself, in the environment of the peer.
+test-oracle: install .venv-bench/.installed
+	@references=$$(mktemp -d) && trap 'rm -rf "$$references"' EXIT && \
+	  .venv-bench/bin/python tests/oracle/references.py "$$references" && \
+	  LM_REFERENCES=$$references LM_PEER=.venv-bench/bin/python \
+	    $(BIN)/python -m pytest tests/oracle
 
 # What tells whether a pair of Python and jax works at all, in a minute or two.
 smoke: install

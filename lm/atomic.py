@@ -72,7 +72,8 @@ def new_folder(folder: Path, overwrite: bool, sign: str, flag: str) -> Iterator[
     Raises:
         UserError: If there is something that is not to be replaced.
     """
-    if folder.exists() and not (folder / sign).exists() and any(folder.iterdir()):
+    is_other = not folder.is_dir() or any(folder.iterdir())
+    if folder.exists() and not (folder / sign).exists() and is_other:
         raise UserError(f"{folder} has no {sign}; move it away, or set another {flag}")
     if folder.exists() and not overwrite:
         raise UserError(f"{folder} exists; set --overwrite, or another {flag}")

@@ -118,7 +118,8 @@ def main(args: Namespace) -> dict[str, Any]:
     if isinstance(task, Generative):
         limit = args.max_batches * batch_size
         examples, _ = read_examples(task, data, split, limit)
-    if predicts and not args.keep_seen:
+    # What a model that was imported has seen is not known.
+    if predicts and not args.keep_seen and config.data.sources:
         kinds, overlap = _find_seen(task, examples, config.data, split)
         is_new = [kind != "exact" for kind in kinds]
         examples = list(itertools.compress(examples, is_new))

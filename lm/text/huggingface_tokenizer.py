@@ -11,11 +11,25 @@ import numpy as np
 import tokenizers as hf
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from lm.text.tokenizer import MARKS, Tokenizer, find_marks, mark_names, piece_bytes
+from lm.text.tokenizer import (
+    MARKS,
+    Added,
+    Tokenizer,
+    find_marks,
+    mark_names,
+    misplaced,
+    piece_bytes,
+)
 from lm.types import UserError
 
 # Pre-tokenizers that cut text without changing it.
 _CUTS = ("ByteLevel", "Split", "Digits")
+# Names of the options of BERT's normalizer, in a `tokenizer_config.json` and here.
+_BERT_OPTIONS = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
 # The parts of a `tokenizer.json` that decide what text becomes.
 _DECIDING = ("added_tokens", "normalizer", "pre_tokenizer", "model", "decoder")
 
@@ -166,23 +180,34 @@ def byte_of_char() -> dict[str, int]:
 
 def open_json(file: Path, config: Mapping[str, Any]) -> Tokenizer:
     """Opens a `tokenizer.json`."""
-    return HuggingFaceTokenizer(hf.Tokenizer.from_file(str(file)), config)
+    tokenizer = hf.Tokenizer.from_file(str(file))
+    _configure(tokenizer, config)
+    return HuggingFaceTokenizer(tokenizer, config)
 
 
-def open_wordpiece(vocab: Path, config: Mapping[str, Any]) -> Tokenizer:
+def open_wordpiece(
+    vocab: Path, config: Mapping[str, Any], added: Sequence[Added] = ()
+) -> Tokenizer:
     """Opens BERT's vocabulary; see `lm.text.tokenizers.load`."""
     words = vocab.read_text(encoding="utf-8").split("\n")
     names = [name for name in mark_names(0, style=1) if name in words]
     if "[UNK]" not in names:
         raise UserError(f"{vocab} has no [UNK]; it is not a vocabulary of WordPiece")
     has_capitals = any(w != w.lower() for w in words if not w.startswith("["))
-    tokenizer = _wordpiece(config.get("do_lower_case", not has_capitals))
+    tokenizer = _wordpiece(lowercase=not has_capitals)
     tokenizer.model = models.WordPiece.from_file(str(vocab), unk_token="[UNK]")
     tokenizer.add_special_tokens(names)
+    _configure(tokenizer, config)
+    _add(tokenizer, added)
     return HuggingFaceTokenizer(tokenizer, config)
 
 
-def open_byte_bpe(vocab: Path, merges: Path, config: Mapping[str, Any]) -> Tokenizer:
+def open_byte_bpe(
+    vocab: Path,
+    merges: Path,
+    config: Mapping[str, Any],
+    added: Sequence[Added] = (),
+) -> Tokenizer:
     """Opens GPT-2's or RoBERTa's vocabulary."""
     for file, other in ((vocab, merges), (merges, vocab)):
         if not file.is_file():
@@ -192,7 +217,41 @@ def open_byte_bpe(vocab: Path, merges: Path, config: Mapping[str, Any]) -> Token
     ids = tokenizer.get_vocab()
     names = {name for names in MARKS.values() for name in names if name in ids}
     tokenizer.add_special_tokens(sorted(names))
+    _configure(tokenizer, config)
+    _add(tokenizer, added)
     return HuggingFaceTokenizer(tokenizer, config)
+
+
+def _configure(tokenizer: hf.Tokenizer, config: Mapping[str, Any]) -> None:
+    """Sets what a `tokenizer_config.json` says, which transformers prefer to the file.
+
+    These are options of BERT's normalizer and of the byte-level pre-tokenizer.
+    """
+    normalizer: Any = tokenizer.normalizer
+    if isinstance(normalizer, normalizers.BertNormalizer):
+        for key, name in _BERT_OPTIONS.items():
+            if key in config:
+                setattr(normalizer, name, config[key])
+    cuts: Any = tokenizer.pre_tokenizer
+    prefix = config.get("add_prefix_space")
+    if prefix is not None and isinstance(cuts, pre_tokenizers.ByteLevel):
+        cuts.add_prefix_space = prefix
+
+
+def _add(tokenizer: hf.Tokenizer, added: Sequence[Added]) -> None:
+    """Gives a vocabulary its further tokens.
+
+    Raises:
+        UserError: If one would have another id than is said.
+    """
+    for token in added:
+        own = tokenizer.token_to_id(token.name)
+        if token.id != (tokenizer.get_vocab_size() if own is None else own):
+            raise UserError(misplaced(token))
+        entry = hf.AddedToken(token.name, special=token.is_special, normalized=False)
+        (tokenizer.add_special_tokens if token.is_special else tokenizer.add_tokens)(
+            [entry]
+        )
 
 
 def _wordpiece(lowercase: bool) -> hf.Tokenizer:

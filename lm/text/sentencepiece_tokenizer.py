@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,20 @@ from sentencepiece import (
     sentencepiece_model_pb2,
 )
 
-from lm.text.tokenizer import Tokenizer, find_marks, is_mark, mark_names, piece_bytes
+from lm.text.tokenizer import (
+    Added,
+    Tokenizer,
+    find_marks,
+    is_mark,
+    mark_names,
+    misplaced,
+    piece_bytes,
+)
 from lm.types import UserError
 
 KINDS = ("unigram", "bpe", "chars")
 
+_OWN_MARKS = ("pad", "bos", "eos")
 _SPACE = "\u2581"
 
 
@@ -26,13 +35,22 @@ class SentencePieceTokenizer(Tokenizer):
     https://arxiv.org/abs/1808.06226
     """
 
-    def __init__(self, model: bytes, config: Mapping[str, Any]):
+    def __init__(
+        self, model: bytes, config: Mapping[str, Any], added: Sequence[Added] = ()
+    ):
         """Opens a model.
 
         Args:
             model: The content of a `.model` file.
-            config: Of a `tokenizer_config.json`, may name marks.
+            config: Of a `tokenizer_config.json`; the marks that it names come before
+                those that the model does.
+            added: Tokens that become pieces of the model, in the order of their ids.
+
+        Raises:
+            UserError: If one of these has the id of another piece.
         """
+        if added:
+            model = _with_added(model, added)
         self._model = model
         self._processor = SentencePieceProcessor(model_proto=model)
         proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # pyright: ignore
@@ -51,12 +69,10 @@ class SentencePieceTokenizer(Tokenizer):
             for i, token in enumerate(tokens)
             if proto.pieces[i].type == piece_type.BYTE
         }
-        found = find_marks({tokens[i]: i for i in special_ids}, config)
-        own = {
-            mark: getattr(self._processor, f"{mark}_id")()
-            for mark in ("pad", "unk", "bos", "eos")
-        }
-        marks = found._replace(**{k: v for k, v in own.items() if v >= 0})
+        ids = {mark: getattr(self._processor, f"{mark}_id")() for mark in _OWN_MARKS}
+        own = {f"{mark}_token": tokens[id] for mark, id in ids.items() if id >= 0}
+        marks = find_marks({tokens[i]: i for i in special_ids}, {**own, **config})
+        marks = marks._replace(unk=self._processor.unk_id())
         rules = proto.normalizer_spec
         # A foreign model puts a space first.
         self.drops_space = rules.add_dummy_prefix or rules.remove_extra_whitespaces
@@ -100,6 +116,36 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _files(self) -> dict[str, bytes]:
         return {"tokenizer.model": self._model}
+
+
+def sentinels(model: bytes, number: int) -> list[Added]:
+    """Returns the <extra_id_…> that T5 has after the pieces of its model, if not there.
+
+    The last one is <extra_id_0>.
+    """
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # pyright: ignore
+    if any("extra_id_" in piece.piece for piece in proto.pieces):
+        return []
+    end = len(proto.pieces) + number
+    names = [f"<extra_id_{i}>" for i in range(number)]
+    return sorted(Added(end - 1 - i, name, True) for i, name in enumerate(names))
+
+
+def _with_added(model: bytes, added: Sequence[Added]) -> bytes:
+    """Returns a model that has these tokens as pieces."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # pyright: ignore
+    kinds = proto.SentencePiece
+    for token in added:
+        if token.id == len(proto.pieces):
+            kind = kinds.CONTROL if token.is_special else kinds.USER_DEFINED
+            proto.pieces.add(piece=token.name, score=0.0, type=kind)
+            continue
+        piece = proto.pieces[token.id] if token.id < len(proto.pieces) else None
+        if piece is None or piece.piece != token.name:
+            raise UserError(misplaced(token))
+        if token.is_special and piece.type in (kinds.NORMAL, kinds.USER_DEFINED):
+            piece.type = kinds.CONTROL
+    return proto.SerializeToString()
 
 
 def train(

@@ -59,6 +59,20 @@ class Marks(NamedTuple):
     sentinels: tuple[int, ...] = ()
 
 
+class Added(NamedTuple):
+    """A token that a vocabulary's file lacks, or knows less of.
+
+    Attributes:
+        id: Its id.
+        name: How it is spelled.
+        is_special: Whether it is a mark, and so is never read from text.
+    """
+
+    id: int
+    name: str
+    is_special: bool
+
+
 class Tokenizer(abc.ABC):
     """Text to ids and back.
 
@@ -193,10 +207,11 @@ class Tokenizer(abc.ABC):
         temporary.mkdir(parents=True)
         for name, content in self._files().items():
             (temporary / name).write_bytes(content)
+        # null where there is none, or `load` would look for another.
         names = {
-            f"{mark}_token": self._tokens[id]
+            f"{mark}_token": self._tokens[id] if id >= 0 else None
             for mark in MARKS
-            if (id := getattr(self._marks, mark)) >= 0
+            for id in [getattr(self._marks, mark)]
         }
         config = {"kind": self.kind, **names, "num_sentinels": len(self.sentinel_ids)}
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
@@ -303,11 +318,15 @@ def find_marks(special: Mapping[str, int], config: Mapping[str, Any]) -> Marks:
 
     Args:
         special: Id of each special token.
-        config: Of a `tokenizer_config.json`; names of marks there come first.
+        config: Of a `tokenizer_config.json`; names of marks there come first, and one
+            that is null there, as Qwen's `bos_token`, is none.
     """
     found = {}
     for mark, names in MARKS.items():
-        named = [config.get(key) for key in _CONFIG_KEYS.get(mark, ())]
+        keys = [key for key in _CONFIG_KEYS.get(mark, ()) if key in config]
+        named = [config[key] for key in keys]
+        if keys and not any(named):
+            names = ()
         # Hugging Face writes a token as its text, or as a dict of its properties.
         known = [n["content"] if isinstance(n, dict) else n for n in named if n]
         ids = [special[name] for name in (*known, *names) if name in special]
@@ -318,6 +337,14 @@ def find_marks(special: Mapping[str, int], config: Mapping[str, Any]) -> Marks:
         if (match := _SENTINEL.fullmatch(token))
     }
     return Marks(**found, sentinels=tuple(sentinels[i] for i in sorted(sentinels)))
+
+
+def misplaced(token: Added) -> str:
+    """Says that an added token is not where the vocabulary has room for it."""
+    return (
+        f"the added token {token.name!r} has the id {token.id}, which the vocabulary "
+        "gives to another; give the folder's tokenizer.json"
+    )
 
 
 def piece_bytes(piece: str, has_bytes: bool) -> bytes:

@@ -10,19 +10,23 @@
 import json
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lm.config import check_choice, check_range
 from lm.text import huggingface_tokenizer, sentencepiece_tokenizer
 from lm.text.sentencepiece_tokenizer import SentencePieceTokenizer
-from lm.text.tokenizer import CONFIG, ByteTokenizer, Tokenizer
+from lm.text.tokenizer import CONFIG, Added, ByteTokenizer, Tokenizer, is_mark
 from lm.types import UserError
 
 KINDS = ("unigram", "bpe", "chars", "wordpiece", "byte_bpe", "bytes")
 NORMALIZATIONS = ("identity", "nfkc", "nfkc_cf")
 _PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+# Classes of transformers whose rules are ours for a file that holds a vocabulary alone.
+_WORDPIECE = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
+_BYTE_BPE = ("GPT2Tokenizer", "RobertaTokenizer")
+_SENTENCEPIECE = ("T5Tokenizer", "MT5Tokenizer", "LlamaTokenizer", "GemmaTokenizer")
 _CURE = "train one with python -m tools.train_tokenizer"
 
 
@@ -34,19 +38,22 @@ def load(path: Path) -> Tokenizer:
             `tokenizer.json`, `*.model` (SentencePiece), `vocab.txt` (WordPiece), or
             `vocab.json` with `merges.txt` (byte-level BPE; OpenAI named them
             `encoder.json` and `vocab.bpe`); a folder is searched in this order. A
-            `tokenizer_config.json` beside it may name marks, and say `do_lower_case`
-            of a `vocab.txt`, which otherwise is so if no token has a capital.
+            `tokenizer_config.json` or `special_tokens_map.json` beside it may name
+            marks; the former may say `do_lower_case` (else a `vocab.txt` is so if no
+            token has a capital), `strip_accents`, `tokenize_chinese_chars` and
+            `add_prefix_space`. All but a `tokenizer.json` take the further tokens of
+            `added_tokens.json`, `added_tokens_decoder` and T5's `extra_ids`.
 
     Raises:
-        UserError: If there is none, or it is broken.
+        UserError: If there is none, it is broken, or it is of a class whose rules stand
+            in a `tokenizer.json` alone.
     """
     path = Path(path)
     file = _find(path) if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"no tokenizer at {path}; {_CURE}")
-    config_file = file.with_name(CONFIG)
     try:
-        config = json.loads(config_file.read_text()) if config_file.exists() else {}
+        config = _read_json(file, "special_tokens_map.json") | _read_json(file, CONFIG)
         return _open(file, config)
     except UserError:
         raise
@@ -68,24 +75,63 @@ def _find(folder: Path) -> Path:
     return folder / CONFIG
 
 
+def _read_json(file: Path, name: str) -> dict[str, Any]:
+    """Reads a JSON object that may be beside a file."""
+    path = file.with_name(name)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
 def _open(file: Path, config: Mapping[str, Any]) -> Tokenizer:
     """Opens one file."""
     if file.name == CONFIG and config.get("kind") == "bytes":
         return ByteTokenizer(config["num_sentinels"])
-    if file.suffix == ".model":
-        return SentencePieceTokenizer(file.read_bytes(), config)
     for pair in _PAIRS:
         if file.name in pair:
+            _check_class(config, _BYTE_BPE)
             vocab, merges = (file.with_name(name) for name in pair)
-            return huggingface_tokenizer.open_byte_bpe(vocab, merges, config)
+            added = _added(file, config)
+            return huggingface_tokenizer.open_byte_bpe(vocab, merges, config, added)
+    if file.suffix == ".model":
+        _check_class(config, _SENTENCEPIECE)
+        return SentencePieceTokenizer(file.read_bytes(), config, _added(file, config))
     if file.suffix == ".txt":
-        return huggingface_tokenizer.open_wordpiece(file, config)
+        _check_class(config, _WORDPIECE)
+        added = _added(file, config)
+        return huggingface_tokenizer.open_wordpiece(file, config, added)
     if file.suffix == ".json" and file.name != CONFIG:
         return huggingface_tokenizer.open_json(file, config)
     raise UserError(
         f"{file} is no tokenizer.json, *.model, vocab.txt, or vocab.json with "
         f"merges.txt; {_CURE}"
     )
+
+
+def _check_class(config: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Raises a UserError if a vocabulary is read by rules that it does not hold."""
+    name = config.get("tokenizer_class") or known[0]
+    if name.removesuffix("Fast") not in known:
+        raise UserError(
+            f"{name} has rules of its own; give a folder with its tokenizer.json, "
+            "which save_pretrained of transformers writes"
+        )
+
+
+def _added(file: Path, config: Mapping[str, Any]) -> list[Added]:
+    """Returns the further tokens of a vocabulary, in the order of their ids."""
+    listed = config.get("additional_special_tokens") or ()
+    named = [v for k, v in config.items() if k.endswith("_token")] + list(listed)
+    special = {v["content"] if isinstance(v, dict) else v for v in named}
+    found = {
+        id: Added(id, name, name in special or is_mark(name))
+        for name, id in _read_json(file, "added_tokens.json").items()
+    }
+    for key, token in (config.get("added_tokens_decoder") or {}).items():
+        found[int(key)] = Added(int(key), token["content"], token["special"])
+    if str(config.get("tokenizer_class")).startswith("T5") and not found:
+        return sentencepiece_tokenizer.sentinels(
+            file.read_bytes(), config.get("extra_ids", 100)
+        )
+    return sorted(found.values())
 
 
 def train(

@@ -6,6 +6,7 @@ written or damaged is named, set aside and passed over for the one before it; it
 never deleted.
 """
 
+import functools
 import gc
 import json
 import logging
@@ -59,17 +60,27 @@ NOT_DAMAGE = ("PermissionError", "PERMISSION_DENIED", "MemoryError", "ut of memo
 
 NO_SCORE = (-math.inf, 0.0)
 
+PART_BYTES = 2**26
+
 
 class Checkpoints:
     """The checkpoints of a workdir; each is a folder named after its step."""
 
-    def __init__(self, folder: Path, config: CheckpointConfig):
-        """Opens the folder, which need not exist yet."""
+    def __init__(self, folder: Path, config: CheckpointConfig, in_parts: bool = False):
+        """Opens the folder, which need not exist yet.
+
+        Args:
+            folder: Where it is.
+            config: What is kept.
+            in_parts: Whether parameters are cut into files of `PART_BYTES`, so that the
+                host's memory need not hold them all at once.
+        """
         # They log tracebacks of what is caught, and said in one line, here.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._folder = folder.resolve()
         self._config = config
+        self._in_parts = in_parts
         self._saved: int | None = None
         kept: list[policies.PreservationPolicy] = [policies.LatestN(config.keep_last)]
         if config.keep_best:
@@ -83,7 +94,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self._folder,
             item_handlers={
-                "state": ocp.PyTreeCheckpointHandler(),
+                "state": ocp.PyTreeCheckpointHandler(use_ocdbt=not in_parts),
                 "meta": ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
@@ -136,10 +147,15 @@ class Checkpoints:
         self.wait()
         self._check_space(state)
         meta = {"position": dict(position), "checksums": checksums(state)}
+        parts = None
+        if self._in_parts:
+            part = ocp.SaveArgs(chunk_byte_size=PART_BYTES)
+            parts = jax.tree.map(lambda _: part, state)
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta)
+                state=ocp.args.PyTreeSave(state, save_args=parts),
+                meta=ocp.args.JsonSave(meta),
             ),
             metrics={"step": step, **metrics} if metrics else None,
             force=True,
@@ -372,24 +388,38 @@ def checksums(state: PyTree) -> dict[str, int]:
     It does not depend on how a leaf is laid over devices.
     """
 
-    @jax.jit
-    def add(leaves: PyTree) -> PyTree:
-        return jax.tree.map(_sum_of_bits, leaves)
-
-    sums = jax.device_get(add(state))
-    named = zip(jax.tree.leaves(tree.names(sums)), jax.tree.leaves(sums))
-    return {name: int(total) for name, total in named}
+    # One after the other, and row by row where rows are whole: a CPU makes a copy of
+    # what it sums.
+    sums = jax.tree.map(lambda leaf: int(_sum_of_bits(leaf, _has_rows(leaf))), state)
+    return dict(zip(jax.tree.leaves(tree.names(sums)), jax.tree.leaves(sums)))
 
 
-def _sum_of_bits(x: Array) -> Array:
+def _has_rows(x: Array) -> bool:
+    return x.ndim > 2 and x.sharding.shard_shape(x.shape)[0] == x.shape[0]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _sum_of_bits(x: Array, by_row: bool) -> Array:
     kind = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
-    bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32)
-    # Odd weights, different by place: swapped values change the sum, and so does a bit.
-    weights = jnp.uint32(1)
-    for axis in range(x.ndim):
-        place = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-        weights = weights + place * jnp.uint32(2 * (0x9E3779B1 * (axis + 1) % 2**30))
-    return (bits * weights).sum(dtype=jnp.uint32)
+
+    def add(x: Array, weights: Array, first_axis: int) -> Array:
+        bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32)
+        for axis in range(x.ndim):
+            place = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+            weights = weights + place * _weight(axis + first_axis)
+        return (bits * weights).sum(dtype=jnp.uint32)
+
+    one = jnp.uint32(1)
+    if not by_row:
+        return add(x, one, 0)
+    weights = one + jnp.arange(x.shape[0], dtype=jnp.uint32) * _weight(0)
+    rows = jax.lax.map(lambda pair: add(*pair, 1), (x, weights))
+    return rows.sum(dtype=jnp.uint32)
+
+
+def _weight(axis: int) -> Array:
+    """Even, and another for each axis: swapped values change a sum, as does a bit."""
+    return jnp.uint32(2 * (0x9E3779B1 * (axis + 1) % 2**30))
 
 
 def _shapes(state: PyTree) -> dict[str, tuple[int, ...]]:

@@ -247,7 +247,8 @@ def save_params(workdir: Path, config: Config, params: Params) -> None:
 
     Another run may begin from it; it lacks what it would take to go on.
     """
-    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
+    folder = workdir / "checkpoints"
+    checkpoints = Checkpoints(folder, config.checkpoint, in_parts=True)
     checkpoints.save(0, {"params": params}, {}, {})
     checkpoints.close()
 

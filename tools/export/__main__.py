@@ -22,6 +22,7 @@ not trained on, and compared with the one in JAX.
 takes less time.
 """
 
+import dataclasses
 import importlib
 import shutil
 from argparse import Namespace
@@ -51,6 +52,9 @@ parser.add_argument(
 parser.add_argument("--step", default="", help="latest, best, or a step's number")
 parser.add_argument("--output", default="", help="default: in the workdir")
 parser.add_argument("--overwrite", action="store_true", help="replace an export")
+parser.add_argument(
+    "--source", action="append", default=[], help="of the proof; default: the run's"
+)
 parser.add_argument("--split", default="", help="of the proof; default: eval_split")
 parser.add_argument(
     "--examples", type=int, default=256, help="of the proof, of each source; 0: all"
@@ -86,6 +90,8 @@ def main(args: Namespace) -> dict[str, Any]:
     home = Path(args.workdir)
     loaded = workdir.load(home, args.step)
     data = loaded.config.data
+    if args.source:
+        data = dataclasses.replace(data, sources=tuple(args.source), weights=())
     name = f"{args.format}-{args.quantize}".removesuffix("-none")
     output = Path(args.output or home / "export" / name)
     split = args.split or data.eval_split

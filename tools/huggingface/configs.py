@@ -1,5 +1,6 @@
 """From a `config.json` to a model's config, and back; which family a model is of."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lm.cli import suggest
+from lm.config import from_config_dict
 from lm.train.workdir import Loaded
 from lm.types import UserError
 from tools.huggingface import rules
@@ -41,7 +43,11 @@ def read(
     classes = values.get("architectures") or ["Model"]
     name = _end(classes[0], family)
     found = rules.read(family.rules, family.defaults, family.adapt(dict(values)))
-    config = family.model(**{**family.fields, **found})
+    fields = {
+        key: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+        for key, value in {**family.fields, **found}.items()
+    }
+    config = from_config_dict(family.model, fields, where="model")
     if config.tie_embeddings and _has_own_head(family, name, config, tensors):
         config = dataclasses.replace(config, tie_embeddings=False)
     return family, name, config
@@ -90,30 +96,40 @@ def find(loaded: Loaded, base: Mapping[str, Any], chosen: str) -> tuple[Family, 
     chosen = chosen or base.get("model_type", "")
     if chosen and chosen not in FAMILIES:
         raise UserError(f"unknown --family {chosen!r}{suggest(chosen, list(FAMILIES))}")
-    trouble = []
-    for family in [FAMILIES[chosen]] if chosen else FAMILIES.values():
-        try:
-            _check_said(loaded, family)
-            return family, _find_head(loaded, family, base)
-        except UserError as error:
-            trouble.append(str(error))
-    # Of the family that comes nearest, the one that was refused last.
-    raise UserError(f"transformers has no such model: {'; '.join(trouble)}")
+    model = loaded.config.model
+    families = [FAMILIES[chosen]] if chosen else FAMILIES.values()
+    kin = [family for family in families if isinstance(model, family.model)]
+    if not kin:
+        raise UserError(f"a {model.name} is no {chosen or 'model of transformers'}")
+    found = [(_differences(model, family), family) for family in kin]
+    differences, family = min(found, key=lambda pair: len(pair[0]))
+    if differences:
+        raise UserError(
+            f"transformers has no such model: a {family.model_type} has "
+            f"{', '.join(differences)}"
+        )
+    return family, _find_head(loaded, family, base)
 
 
-def _check_said(loaded: Loaded, family: Family) -> None:
-    """Raises a UserError unless a family's `config.json` says all of a model."""
-    config = loaded.config.model
-    if not isinstance(config, family.model):
-        raise UserError(f"a {family.model_type} is no {config.name}")
-    read = rules.read(family.rules, family.defaults, rules.write(family.rules, config))
+def _differences(config: Any, family: Family) -> list[str]:
+    """Returns what a family's `config.json` cannot say of a model."""
+    said: dict[str, Any] = {}
+    for rule in family.rules:
+        # Where it has no word, its default differs.
+        with contextlib.suppress(UserError):
+            said |= rule.write(config)
+    read = rules.read(family.rules, family.defaults, said)
     other = family.model(**{**family.fields, **read})
-    for field in dataclasses.fields(config):
-        ours, theirs = (_meant(each, field.name) for each in (config, other))
-        if field.name not in OWN and ours != theirs:
-            raise UserError(
-                f"a {family.model_type} has model.{field.name} {theirs}, not {ours}"
-            )
+    pairs = [
+        (field.name, _meant(config, field.name), _meant(other, field.name))
+        for field in dataclasses.fields(config)
+        if field.name not in OWN
+    ]
+    return [
+        f"model.{name} {theirs}, not {ours}"
+        for name, ours, theirs in pairs
+        if ours != theirs
+    ]
 
 
 def _meant(config: Any, name: str) -> Any:

@@ -118,8 +118,8 @@ def read(rules: Iterable[Rule], defaults: Values, given: Values) -> dict[str, An
         given: The `config.json`.
 
     Raises:
-        UserError: If there is a key that no rule covers, or a value that is not
-            supported, or a key is missing that has no default.
+        UserError: If there is a key that no rule covers, a value that is not supported
+            or of another type, or a key is missing that has no default.
     """
     rules = list(rules)
     covered = {key for rule in rules for key in rule.keys}
@@ -132,7 +132,13 @@ def read(rules: Iterable[Rule], defaults: Values, given: Values) -> dict[str, An
     values = {**dict.fromkeys(covered), **defaults, **given}
     fields: dict[str, Any] = {}
     for rule in rules:
-        fields |= rule.read(values)
+        try:
+            fields |= rule.read(values)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            said = ", ".join(f"{key} = {values[key]!r}" for key in rule.keys)
+            raise UserError(
+                f"config.json: {said} cannot be understood; fetch it again"
+            ) from error
     return fields
 
 

@@ -25,9 +25,18 @@ LENGTH = 512
 
 
 def labels(values: Values) -> tuple[str, ...]:
-    """Returns the names of classes, in order."""
+    """Returns the names of classes, in order.
+
+    Raises:
+        UserError: If they have no numbers.
+    """
     names = values.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-    return tuple(names[key] for key in sorted(names, key=int))
+    try:
+        return tuple(names[key] for key in sorted(names, key=int))
+    except (TypeError, ValueError):
+        raise UserError(
+            f"config.json: id2label is {names!r}, which does not number the labels"
+        ) from None
 
 
 def masked(values: Values) -> Any:
@@ -60,8 +69,13 @@ def classes(hidden: str, pooling: str = "first") -> Callable[[Values], Any]:
             "multi_label_classification": "several",
         }
         names = labels(values)
-        kind = values.get("problem_type")
-        kind = kinds[kind] if kind else "number" if len(names) == 1 else "one"
+        said = values.get("problem_type")
+        if said and said not in kinds:
+            raise UserError(
+                f"config.json: problem_type is {said!r}, which is not supported; "
+                f"supported are {', '.join(kinds)}"
+            )
+        kind = kinds[said] if said else "number" if len(names) == 1 else "one"
         return classify.Config(
             length=_length(values),
             kind=kind,
@@ -107,7 +121,7 @@ def modern_rope(values: dict[str, Any]) -> dict[str, Any]:
     if "rope_parameters" in values:
         return values
     values = dict(values)
-    scaling = values.pop("rope_scaling", None) or {}
+    scaling = dict(values.pop("rope_scaling", None) or {})
     scaling = {"rope_type": scaling.pop("type", "default"), **scaling}
     for old, new in (
         ("rope_theta", "rope_theta"),

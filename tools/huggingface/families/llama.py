@@ -130,6 +130,11 @@ def _read_windows(values: Values) -> dict[str, Any]:
     if not kinds:
         every = values.get("sliding_window_pattern") or 0
         return {"window": window, "global_every": every}
+    if len(kinds) != L or not set(kinds) <= {"full_attention", "sliding_attention"}:
+        raise UserError(
+            f"config.json: layer_types are {', '.join(kinds)}; supported is "
+            f"full_attention or sliding_attention for each of the {L} layers"
+        )
     is_global = [kind == "full_attention" for kind in kinds]
     if all(is_global):
         return {"window": 0, "global_every": 0}
