@@ -30,7 +30,7 @@ test-oracle: install .venv-bench/.installed
 	@references=$$(mktemp -d) && trap 'rm -rf "$$references"' EXIT && \
 	  .venv-bench/bin/python tests/oracle/references.py "$$references" && \
 	  LM_REFERENCES=$$references LM_PEER=.venv-bench/bin/python \
-	    $(BIN)/python -m pytest tests/oracle
+	    $(BIN)/python -m pytest tests/oracle/test_transformers.py
 
 # What tells whether a pair of Python and jax works at all, in a minute or two.
 smoke: install

@@ -4,8 +4,8 @@ Wang et al. (2020), https://arxiv.org/abs/2002.10957; as all-MiniLM-L6-v2, which
 sentence-transformers trained to make vectors of sentences: 6 layers x 384, 22.7 M
 parameters. Behind the colon stands the task: bbc, imdb or wiki.
 
-    python -m tools.import_hf --from=all-MiniLM-L6-v2 --workdir=runs/minilm
-    python -m tools.fetch_data bbc
+    python -m tools.fetch_data minilm bbc
+    python -m tools.import_hf --from=data/minilm --workdir=runs/minilm
     python -m lm.train --config=configs/minilm.py:bbc --workdir=runs/minilm_bbc
     python -m lm.evaluate --workdir=runs/minilm_bbc --split=test
 """

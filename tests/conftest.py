@@ -23,8 +23,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 import jax
 import pytest
 
-# What PyTorch takes: `make test-oracle` names the folder.
-collect_ignore = [] if "LM_REFERENCES" in os.environ else ["oracle"]
+# It takes PyTorch; `make test-oracle` names its files.
+collect_ignore = ["oracle"]
 
 
 def pytest_unconfigure():

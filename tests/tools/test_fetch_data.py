@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import io
 import json
@@ -15,7 +16,7 @@ from lm.data.readers import read_conll, read_squad
 from lm.data.sources import SPLITS, open_source
 from lm.types import UserError
 from tools import fetch_data
-from tools.packaged import DATASETS, HELD_OUT, Packaged
+from tools.packaged import CHECKPOINTS, DATASETS, HELD_OUT, Checkpoint, Packaged
 from tools.parsers import (
     LONGEST_PART,
     parse_brown,
@@ -313,10 +314,34 @@ def test_mistakes_are_one_line_with_the_cure(index, tmp_path):
 
 
 def test_the_list_names_all_with_their_licences(capsys):
-    assert set(command("--list")) == set(DATASETS)
+    every = DATASETS | CHECKPOINTS
+    assert set(command("--list")) == set(every)
     lines = capsys.readouterr().out.splitlines()
-    for line, (name, row) in zip(lines, DATASETS.items()):
+    for line, (name, row) in zip(lines, every.items()):
         assert line.startswith(name) and row.licence in line
+
+
+def test_a_checkpoint_is_a_folder(index, tmp_path, monkeypatch):
+    files = {"config.json": b"{}", "1_Pooling/config.json": b"[]"}
+    index["archive"] = tar_of(
+        {"toy-1.2.3/x.py": b"x"} | {f"toy/model/{k}": v for k, v in files.items()}
+    )
+    fields = vars(row_of(index["archive"]))
+    names = [field.name for field in dataclasses.fields(Checkpoint)]
+    row = Checkpoint(
+        **{n: fields[n] for n in names if n != "folder"}, folder="toy/model"
+    )
+    monkeypatch.setitem(CHECKPOINTS, "toy_model", row)
+    folder = tmp_path / "toy_model"
+    for _ in range(2):
+        found = command("toy_model", f"--data-dir={tmp_path}")
+        assert found == {"toy_model": str(folder)}
+    assert {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    } == files
+    assert index["calls"] == 1
 
 
 def test_help_is_fast_because_tfds_is_not_imported():
