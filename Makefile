@@ -29,8 +29,8 @@ test: install
 test-oracle: install .venv-bench/.installed
 	@references=$$(mktemp -d) && trap 'rm -rf "$$references"' EXIT && \
 	  .venv-bench/bin/python tests/oracle/references.py "$$references" && \
-	  LM_REFERENCES=$$references LM_PEER=.venv-bench/bin/python \
-	    $(BIN)/python -m pytest tests/oracle/test_transformers.py
+	  LM_ORACLE_REFERENCES=$$references LM_ORACLE_PYTHON=.venv-bench/bin/python \
+	    $(BIN)/python -m pytest tests/oracle/test_*.py
 
 # What tells whether a pair of Python and jax works at all, in a minute or two.
 smoke: install

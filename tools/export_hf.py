@@ -78,9 +78,14 @@ def _write_tokenizer(folder: Path, original: Path, workdir: Path, loaded: Any) -
             if (original / file).is_file():
                 shutil.copy(original / file, folder / file)
         return
-    for file in (workdir / "tokenizer").iterdir():
-        if file.name in KEPT_FILES:
-            shutil.copy(file, folder / file.name)
+    file = workdir / "tokenizer" / "tokenizer.json"
+    if not file.exists():
+        cli.say(
+            f"the tokenizer, of the kind {loaded.tokenizer.kind}, is not written: no "
+            "class of transformers reads it as it was trained"
+        )
+        return
+    shutil.copy(file, folder / file.name)
     tokenizer = loaded.tokenizer
     marks = {
         f"{name}_token": tokenizer.token(id)

@@ -17,8 +17,8 @@ another run with it (`init_from`).
 | | …ForTokenClassification | tag |
 | | …ForQuestionAnswering | answer |
 | | …Model, and sentence-transformers | rank: vectors of texts |
-| gpt2, gpt_neox, llama, mistral | …ForCausalLM, …LMHeadModel | causal_lm |
-| qwen2, qwen3, gemma2, gemma3_text | …ForCausalLM | causal_lm |
+| gpt2, gpt_neox, llama, mistral, | …ForCausalLM, …LMHeadModel | causal_lm |
+| qwen2, qwen3, gemma2, gemma3_text | the same with a chat template | chat |
 | t5, mt5 | …ForConditionalGeneration | text_to_text |
 
 A key of `config.json` that may change the numbers and is not supported is an error, as
@@ -47,6 +47,11 @@ parser.add_argument(
     help="a tokenizer's folder or file; default: the source's",
 )
 parser.add_argument(
+    "--plain",
+    action="store_true",
+    help="continue texts, though there is a chat template",
+)
+parser.add_argument(
     "--fsdp", type=int, default=1, help="devices that share the parameters; -1: all"
 )
 parser.add_argument("--overwrite", action="store_true", help="replace a workdir")
@@ -63,6 +68,8 @@ KEPT_FILES = (
 def main(args: Namespace) -> dict[str, Any]:
     """Reads the config, then the weights, and makes the workdir."""
     source, workdir = Path(args.source), Path(args.workdir)
+    if not source.exists():
+        raise UserError(f"no {source}; give a folder that save_pretrained wrote")
     folder = source if source.is_dir() else source.parent
     values = _read_json(folder / "config.json")
 
@@ -74,7 +81,7 @@ def main(args: Namespace) -> dict[str, Any]:
     from lm.text import tokenizers
     from lm.train import workdir as workdir_lib
     from lm.train.config import Config
-    from tools.huggingface import configs
+    from tools.huggingface import chat, configs
     from tools.huggingface import params as params_lib
     from tools.huggingface.files import open_checkpoint, write_checkpoint
 
@@ -82,7 +89,10 @@ def main(args: Namespace) -> dict[str, Any]:
     family, name, config = configs.read(values, tensors)
     head = family.heads[name]
     task = head.task({**values, "max_len": config.max_len} | _pooling(folder))
-    tokenizer = tokenizers.load(Path(args.tokenizer) if args.tokenizer else folder)
+    path = Path(args.tokenizer) if args.tokenizer else folder
+    tokenizer = tokenizers.load(path)
+    if task.name == "causal_lm" and not args.plain:
+        task, tokenizer = chat.choose(folder, path, task, tokenizer)
     run = Config(
         model=config,
         task=task,

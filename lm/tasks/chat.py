@@ -43,6 +43,10 @@ class Config:
         opening: What comes before the content, where {role} is who speaks: `system`,
             `user`, `assistant` or `tool`.
         closing: What comes after the end mark.
+        openings: Those of the roles, in this order, in the place of `opening`; where
+            one is empty, there is no such turn.
+        first: What a conversation begins with unless that is a turn of the system's.
+        strip: Whether content loses the white space around it.
         max_new_tokens: Of a predicted turn.
         z_loss: Weight of log² Z.
     """
@@ -52,6 +56,9 @@ class Config:
     messages: str = "messages"
     opening: str = "<|{role}|>\n"
     closing: str = "\n"
+    openings: tuple[str, ...] = ()
+    first: str = ""
+    strip: bool = False
     max_new_tokens: int = 128
     z_loss: float = 0.0
 
@@ -61,7 +68,18 @@ class Config:
                 f"task.opening {self.opening!r} does not say who speaks; put {{role}} "
                 "into it"
             )
+        if self.openings and (len(self.openings) != len(ROLES) or not self.openings[2]):
+            raise UserError(
+                f"task.openings {self.openings!r} are not one for each of "
+                f"{', '.join(ROLES)}; the assistant's must not be empty"
+            )
         check_range("task.max_new_tokens", self.max_new_tokens, 1)
+
+    def opening_of(self, role: str) -> str:
+        """Returns what comes before the content; empty if there is no such turn."""
+        if self.openings:
+            return self.openings[ROLES.index(role)]
+        return self.opening.replace("{role}", role)
 
 
 Turn = tuple[str, str]  # who speaks, and what
@@ -73,6 +91,7 @@ class Chat(Generative):
     Attributes:
         openings: Tokens before the content of each role.
         closing: Tokens after the end mark.
+        first: Tokens between the mark of the beginning and a turn not the system's.
     """
 
     overlap = 1
@@ -96,11 +115,11 @@ class Chat(Generative):
         self._end = np.array([tokenizer.eos_id], np.int32)
         self.closing = encode_spelled(tokenizer, config.closing)
         self.openings = {
-            role: encode_spelled(tokenizer, config.opening.replace("{role}", role))
-            for role in ROLES
+            role: encode_spelled(tokenizer, config.opening_of(role)) for role in ROLES
         }
+        self.first = encode_spelled(tokenizer, config.first)
         opening = max(map(len, self.openings.values()))
-        least = len(self._begin) + 2 * opening + len(self.closing) + 2
+        least = len(self._begin) + len(self.first) + 2 * opening + len(self.closing) + 2
         if config.length - config.max_new_tokens < least:
             raise UserError(
                 f"task.length {config.length} leaves no room for a prompt of {least} "
@@ -113,7 +132,8 @@ class Chat(Generative):
         """See `DataTask`."""
         config = self.config
         made_of = (config.length, config.messages, config.opening, config.closing)
-        return f"turns said {made_of}"
+        more = (config.openings, config.first, config.strip)
+        return f"turns said {made_of}" + f" {more}" * any(more)
 
     @property
     def decoding(self) -> Mapping[str, Any]:
@@ -145,6 +165,11 @@ class Chat(Generative):
         for role, _ in turns:
             if role not in ROLES:
                 raise UserError(f"{where} has the role {role!r}{suggest(role, ROLES)}")
+            if not self.config.opening_of(role):
+                raise UserError(
+                    f"{where} has a turn of the {role}'s, which conversations with "
+                    "this model cannot have; leave it out, or set task.openings"
+                )
         return turns
 
     def encode(
@@ -166,8 +191,10 @@ class Chat(Generative):
             UserError: If none does, or there is none.
         """
         self.target_of(example)
-        parts, ends, size = [(self._begin, 0)], [], len(self._begin)
-        for role, ids in self._encoded(self.turns_of(example)):
+        turns = self._encoded(self.turns_of(example))
+        begin = self._before(turns)
+        parts, ends, size = [(begin, 0)], [], len(begin)
+        for role, ids in turns:
             opening, closing = self.openings[role], self.closing
             said = int(role == "assistant")
             size += len(opening) + len(ids) + 1
@@ -199,7 +226,8 @@ class Chat(Generative):
         encoded = self._encoded(turns)
         opening = self.openings["assistant"]
         room = self.config.length - self.config.max_new_tokens
-        room -= len(self._begin) + len(opening)
+        begin = self._before(encoded)
+        room -= len(begin) + len(opening)
         sizes = [len(self._turn(*turn)) for turn in encoded]
         while len(encoded) > 1 and sum(sizes) > room:
             oldest = 1 if encoded[0][0] == "system" and len(encoded) > 2 else 0
@@ -208,7 +236,7 @@ class Chat(Generative):
             role, ids = encoded[0]
             encoded = [(role, ids[: room - sum(sizes)])]
         parts = [self._turn(*turn) for turn in encoded]
-        return np.concatenate([self._begin, *parts, opening])
+        return np.concatenate([begin, *parts, opening])
 
     def target_of(self, example: Mapping[str, Any]) -> str:
         """Returns the last of the assistant's turns.
@@ -225,8 +253,14 @@ class Chat(Generative):
 
     def _encoded(self, turns: Sequence[Turn]) -> list[tuple[str, np.ndarray]]:
         """Encodes what is said."""
-        contents = self.tokenizer.encode_batch([content for _, content in turns])
+        contents = [text.strip() if self.config.strip else text for _, text in turns]
+        contents = self.tokenizer.encode_batch(contents)
         return [(role, ids) for (role, _), ids in zip(turns, contents)]
+
+    def _before(self, turns: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
+        """Returns what comes before the turns."""
+        is_systems = bool(turns) and turns[0][0] == "system"
+        return self._begin if is_systems else np.append(self._begin, self.first)
 
     def _turn(self, role: str, ids: np.ndarray) -> np.ndarray:
         return np.concatenate([self.openings[role], ids, self._end, self.closing])

@@ -18,6 +18,7 @@ from lm.text.tokenizer import (
     find_marks,
     mark_names,
     misplaced,
+    named_marks,
     piece_bytes,
 )
 from lm.types import UserError
@@ -182,6 +183,11 @@ def open_json(file: Path, config: Mapping[str, Any]) -> Tokenizer:
     """Opens a `tokenizer.json`."""
     tokenizer = hf.Tokenizer.from_file(str(file))
     _configure(tokenizer, config)
+    # Gemma's <mask> is added as if it were a word, as its <s> is, which is HTML's.
+    named = named_marks(config)
+    for token in tokenizer.get_added_tokens_decoder().values():
+        if not token.special and token.content in named:
+            tokenizer.add_special_tokens([hf.AddedToken(token.content, special=True)])
     return HuggingFaceTokenizer(tokenizer, config)
 
 

@@ -291,6 +291,18 @@ def is_mark(name: str) -> bool:
     return name in known or bool(_SENTINEL.fullmatch(name))
 
 
+def named_marks(config: Mapping[str, Any]) -> set[str]:
+    """Returns the tokens that a `tokenizer_config.json` names as marks.
+
+    >>> sorted(named_marks({"eos_token": "</s>", "mask_token": {"content": "<m>"}}))
+    ['</s>', '<m>']
+    """
+    named = [value for key, value in config.items() if key.endswith("_token") and value]
+    named += config.get("additional_special_tokens") or []
+    texts = (value["content"] if isinstance(value, dict) else value for value in named)
+    return {text for text in texts if isinstance(text, str)}
+
+
 def check_free(folder: Path, *, overwrite: bool) -> None:
     """Raises a UserError if `Tokenizer.save` must not write to this folder."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):

@@ -17,7 +17,14 @@ from typing import Any
 from lm.config import check_choice, check_range
 from lm.text import huggingface_tokenizer, sentencepiece_tokenizer
 from lm.text.sentencepiece_tokenizer import SentencePieceTokenizer
-from lm.text.tokenizer import CONFIG, Added, ByteTokenizer, Tokenizer, is_mark
+from lm.text.tokenizer import (
+    CONFIG,
+    Added,
+    ByteTokenizer,
+    Tokenizer,
+    is_mark,
+    named_marks,
+)
 from lm.types import UserError
 
 KINDS = ("unigram", "bpe", "chars", "wordpiece", "byte_bpe", "bytes")
@@ -30,7 +37,7 @@ _SENTENCEPIECE = ("T5Tokenizer", "MT5Tokenizer", "LlamaTokenizer", "GemmaTokeniz
 _CURE = "train one with python -m tools.train_tokenizer"
 
 
-def load(path: Path) -> Tokenizer:
+def load(path: Path, marks: Mapping[str, str | None] | None = None) -> Tokenizer:
     """Opens a tokenizer.
 
     Args:
@@ -43,6 +50,8 @@ def load(path: Path) -> Tokenizer:
             token has a capital), `strip_accents`, `tokenize_chinese_chars` and
             `add_prefix_space`. All but a `tokenizer.json` take the further tokens of
             `added_tokens.json`, `added_tokens_decoder` and T5's `extra_ids`.
+        marks: Names of marks by `bos_token`, `eos_token` and so on, which count before
+            those of the files; None is none.
 
     Raises:
         UserError: If there is none, it is broken, or it is of a class whose rules stand
@@ -54,7 +63,7 @@ def load(path: Path) -> Tokenizer:
         raise UserError(f"no tokenizer at {path}; {_CURE}")
     try:
         config = _read_json(file, "special_tokens_map.json") | _read_json(file, CONFIG)
-        return _open(file, config)
+        return _open(file, config | dict(marks or {}))
     except UserError:
         raise
     # The libraries raise plain exceptions about anything that they cannot read.
@@ -118,9 +127,7 @@ def _check_class(config: Mapping[str, Any], known: Sequence[str]) -> None:
 
 def _added(file: Path, config: Mapping[str, Any]) -> list[Added]:
     """Returns the further tokens of a vocabulary, in the order of their ids."""
-    listed = config.get("additional_special_tokens") or ()
-    named = [v for k, v in config.items() if k.endswith("_token")] + list(listed)
-    special = {v["content"] if isinstance(v, dict) else v for v in named}
+    special = named_marks(config)
     found = {
         id: Added(id, name, name in special or is_mark(name))
         for name, id in _read_json(file, "added_tokens.json").items()

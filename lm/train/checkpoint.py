@@ -413,7 +413,7 @@ def _sum_of_bits(x: Array, by_row: bool) -> Array:
     if not by_row:
         return add(x, one, 0)
     weights = one + jnp.arange(x.shape[0], dtype=jnp.uint32) * _weight(0)
-    rows = jax.lax.map(lambda pair: add(*pair, 1), (x, weights))
+    rows = jax.lax.map(lambda pair: add(pair[0], pair[1], 1), (x, weights))
     return rows.sum(dtype=jnp.uint32)
 
 

@@ -13,20 +13,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import vocabularies
 
 from lm.tasks.base import marked
+from lm.tasks.chat import Chat
 from lm.text import tokenizers
+from tests.oracle import vocabularies
+from tools.huggingface import chat
 
 CACHE = Path(os.environ.get("LM_ORACLE_CACHE", "data/oracle"))
 PEER = os.environ.get("LM_ORACLE_PYTHON", ".venv-bench/bin/python")
 NAMES = (
     *("minilm", "minilm_cased", "minilm_vocabulary", "bert_chinese", "bert_cased"),
     *("bert_accents", "bert_joined", "gpt2", "gpt2_prefix", "llama2", "llama3"),
-    *("qwen3", "mistral", "mistral_v3", "llama_trained", "t5_trained"),
+    *("qwen3", "gemma3", "mistral", "mistral_v3", "llama_trained", "t5_trained"),
 )
 # Those with a `tokenizer.json`.
-FILES = ("minilm", "minilm_cased", "llama2", "llama3", "qwen3")
+FILES = ("minilm", "minilm_cased", "llama2", "llama3", "qwen3", "gemma3")
 # Where transformers part with SentencePiece, by whose rules the models were trained
 # and with which we stay. transformers 5 takes a text's first space for the one that
 # Llama's tokenizer puts before every text, but where `legacy` says that it is from
@@ -38,12 +40,14 @@ APART = {
     "mistral_v3": LEADING_SPACE.match,
     "llama_trained": LEADING_SPACE.match,
     "t5_trained": T5_RULES.search,
+    # A mark by the rules of its class alone; to its file and to us it is a word.
+    "gemma3": re.compile("<mask>").search,
 }
 # Names of marks that T5's vocabulary has among its pieces, which its tokenizer in
 # transformers reads from text whatever it is told.
 T5_MARKS = re.compile(r"<extra_id_\d+>|</s>|<pad>|<unk>")
 # What transformers put around a text where it is not what our marks say.
-BARE = {"gpt2", "gpt2_prefix", "llama3", "llama_trained"}
+BARE = {"gpt2", "gpt2_prefix", "llama3"}
 
 
 @pytest.fixture(scope="session")
@@ -79,20 +83,19 @@ def test_ids_are_those_of_transformers(lines, name):
     found = differing(ours, theirs(folder, "auto"))
     print(f"{name}: {len(found)} of {len(lines)} lines differ")
     may_differ = APART.get(name, lambda line: None)
+    other = theirs(folder, "auto")
     bad = [
         lines[i]
         for i in found
         if not may_differ(lines[i])
-        and not (name == "t5_trained" and is_tie(tokenizer, lines[i], folder, i))
+        and not (name == "t5_trained" and is_tie(lines[i], ours[i], other[i]))
     ]
     assert bad == []
-    assert len(found) < 0.02 * len(lines) + 250 * (name == "t5_trained")
 
 
-def is_tie(tokenizer, line, folder, i):
-    """Whether both cut a line into pieces that are as likely, or it spells a mark."""
-    other = theirs(folder, "auto")[i]
-    return T5_MARKS.search(line) or sorted(tokenizer.encode(line)) == sorted(other)
+def is_tie(line, ours, other):
+    """Whether the pieces of two cuts are the same, or a line spells T5's marks."""
+    return T5_MARKS.search(line) or sorted(ours) == sorted(other)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -114,7 +117,8 @@ def test_marks_are_those_of_transformers(lines, name):
     assert tokenizer.vocab_size == about["size"]
     assert tokenizer.bos_id == max(marks["bos"], marks["cls"])
     assert tokenizer.eos_id == max(marks["eos"], marks["sep"])
-    assert (tokenizer.pad_id, tokenizer.mask_id) == (marks["pad"], marks["mask"])
+    assert tokenizer.pad_id == marks["pad"]
+    assert tokenizer.mask_id == (-1 if name == "gemma3" else marks["mask"])
     ids = tokenizer.encode(lines[0])
     # Decoders begin a text with a mark and do not end what they continue.
     is_whole = name.startswith(("minilm", "bert", "t5"))
@@ -131,3 +135,16 @@ def test_saved_tokenizers_give_the_same_ids(lines, name, tmp_path):
     part = lines[::10]
     pairs = zip(again.encode_batch(part), tokenizer.encode_batch(part))
     assert all(itertools.starmap(np.array_equal, pairs))
+
+
+@pytest.mark.parametrize("name", ["llama3", "qwen3", "gemma3"])
+def test_conversations_are_those_of_the_chat_template(lines, name):
+    folder = CACHE / "tokenizers" / name
+    config, tokenizer = chat.read(folder, folder, 8192)
+    task = Chat(config, tokenizer)
+    chats = json.loads((folder / "about.json").read_text())["chats"]
+    assert len(chats) == 500
+    for each in chats:
+        # A prompt is what comes before the assistant's last turn.
+        asked = [*each["messages"], {"role": "assistant", "content": ""}]
+        assert task.prompt({"messages": asked}).tolist() == each["ids"]

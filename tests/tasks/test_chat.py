@@ -129,6 +129,47 @@ def test_chatml_with_marks_of_the_tokenizers():
     assert task.encoding != TASK.encoding
 
 
+def test_roles_may_have_openings_of_their_own_and_a_conversation_a_beginning():
+    openings = ("S:", "U:", "</s>A:", "")
+    config = Config(openings=openings, closing="", first="</s>be kind", length=300)
+    task = Chat(config, BYTES)
+    prompt = task.prompt(example(("user", "Why?")))
+    begin, end = BYTES.bos_id, BYTES.eos_id
+    expected = [begin, end, *BYTES.encode("be kindU:Why?"), end, end]
+    assert prompt.tolist() == [*expected, *BYTES.encode("A:")]
+    prompt = task.prompt(example(("system", "be short"), ("user", "Why?")))
+    expected = [begin, *BYTES.encode("S:be short"), end, *BYTES.encode("U:Why?")]
+    assert prompt.tolist() == [*expected, end, end, *BYTES.encode("A:")]
+    asked = example(("user", "Why?"), ("assistant", "So."))
+    (document,) = task.encode([asked])
+    whole = [*task.prompt(asked), *BYTES.encode("So."), end]
+    assert document["tokens"].tolist() == whole
+    assert document["said"].sum() == 4
+    with pytest.raises(UserError, match="has a turn of the tool's, which"):
+        task.prompt(example(("tool", "4")))
+    with pytest.raises(UserError, match="are not one for each of system, user, as"):
+        Config(openings=("a", "b"))
+    with pytest.raises(UserError, match="the assistant's must not be empty"):
+        Config(openings=("a", "b", "", "c"))
+
+
+@given(st.text(max_size=12), st.text(max_size=9))
+def test_content_may_lose_the_white_space_around_it(said, answer):
+    task = Chat(Config(length=200, max_new_tokens=20, strip=True), BYTES)
+    asked = example(("user", f"{said} \n"), ("assistant", f"  {answer}"))
+    bare = example(("user", said.strip()), ("assistant", answer.strip()))
+    (found,), (expected,) = task.encode([asked]), TASK.encode([bare])
+    assert found["tokens"].tolist() == expected["tokens"].tolist()
+    assert task.prompt(asked).tolist() == TASK.prompt(bare).tolist()
+
+
+def test_options_of_a_template_change_what_is_encoded_only_where_they_are_set():
+    # Stores of text on disk are found by this name.
+    assert TASK.encoding == "turns said (200, 'messages', '<|{role}|>\\n', '\\n')"
+    for option in ({"first": "x"}, {"strip": True}, {"openings": tuple("suat")}):
+        assert Chat(Config(length=200, **option), BYTES).encoding != TASK.encoding
+
+
 def test_columns_of_turns_are_turns():
     columns = {"role": ["user", "assistant"], "content": ["a", "b"]}
     assert TASK.turns_of({"messages": columns}) == [("user", "a"), ("assistant", "b")]

@@ -142,6 +142,29 @@ def test_a_vocabulary_has_further_tokens(write_folder, tmp_path):
         tokenizers.load(folder)
 
 
+def test_a_mark_that_a_file_adds_as_a_word_is_a_mark(tmp_path):
+    model = hf.Tokenizer(hf.models.BPE())
+    model.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = hf.pre_tokenizers.ByteLevel.alphabet()
+    trainer = hf.trainers.BpeTrainer(initial_alphabet=alphabet, show_progress=False)
+    model.train_from_iterator(["a"], trainer)
+    model.decoder = hf.decoders.ByteLevel()
+    model.add_tokens(["<mask>", "<turn>", "<s>"])
+    model.save(str(tmp_path / "tokenizer.json"))
+    mask = {"mask_token": {"content": "<mask>"}}
+    write(tmp_path, tokenizer_config__json={"eos_token": "<turn>", **mask})
+    tokenizer = tokenizers.load(tmp_path)
+    assert tokenizer.token(tokenizer.mask_id) == "<mask>"
+    assert tokenizer.token(tokenizer.eos_id) == "<turn>"
+    text = "a<mask><turn><s>"
+    ids = tokenizer.encode(text)
+    assert not tokenizer.is_special[ids].any() and tokenizer.decode(ids) == text
+    assert tokenizer.token(int(ids[-1])) == "<s>"
+    assert tokenizer.bos_id == -1
+    tokenizer.save(tmp_path / "saved")
+    assert tokenizers.load(tmp_path / "saved").fingerprint == tokenizer.fingerprint
+
+
 def test_t5_has_sentinels_after_the_pieces_of_its_model(tmp_path):
     model = sentencepiece_model(**T5)
     config = {"tokenizer_class": "T5Tokenizer"}

@@ -101,7 +101,16 @@ def workdir(folder):
 
 WRITERS = {
     "causal_lm": (GPT, causal_lm.Config(length=48)),
-    "chat": (GPT, chat.Config(length=64, max_new_tokens=8)),
+    "chat": (
+        GPT,
+        chat.Config(
+            length=64,
+            max_new_tokens=8,
+            openings=("", "<|you|>\n", "<|me|>\n", ""),
+            first="<|now|>\n",
+            strip=True,
+        ),
+    ),
     "prefix_lm": (
         dataclasses.replace(GPT, position_encoding="learned"),
         text_to_text.Config(length=40, targets_length=16, architecture="prefix_lm"),

@@ -68,6 +68,7 @@ def _writing(loaded: Loaded, architecture: str) -> dict[str, Any]:
     if isinstance(task, Chat):
         writing["opening"] = {role: ids.tolist() for role, ids in task.openings.items()}
         writing["closing"] = task.closing.tolist()
+        writing["first"] = task.first.tolist()
     return writing
 
 

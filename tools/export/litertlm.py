@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lm.completion import writable
-from lm.tasks.chat import Chat
+from lm.tasks.chat import ROLES, Chat
 from lm.text.tokenizer import Tokenizer
 from lm.train.workdir import Loaded
 from lm.types import UserError
@@ -186,15 +186,20 @@ def _template(task: Chat) -> str:
         return json.dumps(text, ensure_ascii=False)
 
     config, tokenizer = task.config, task.tokenizer
-    opening = " ~ message.role ~ ".join(map(quoted, config.opening.split("{role}")))
+    openings = ", ".join(f"{quoted(r)}: {quoted(config.opening_of(r))}" for r in ROLES)
     end, closing = quoted(tokenizer.token(tokenizer.eos_id)), quoted(config.closing)
-    answer = quoted(config.closing + config.opening.replace("{role}", "assistant"))
+    answer = quoted(config.closing + config.opening_of("assistant"))
+    trim = " | trim" if config.strip else ""
     return (
+        f"{{%- set openings = {{{openings}}} -%}}"
+        '{%- if messages and messages[0].role != "system" -%}'
+        f"{{{{ {quoted(config.first)} }}}}{{%- endif -%}}"
         "{%- for message in messages -%}"
         f"{{%- if not loop.first -%}}{{{{ {closing} }}}}{{%- endif -%}}"
-        f"{{{{ {opening} }}}}"
-        "{%- if message.content is string -%}{{ message.content }}"
-        "{%- else -%}{%- for part in message.content -%}{{ part.text }}{%- endfor -%}"
+        "{{ openings[message.role] }}"
+        f"{{%- if message.content is string -%}}{{{{ message.content{trim} }}}}"
+        "{%- else -%}{%- for part in message.content -%}"
+        f"{{{{ part.text{trim} }}}}{{%- endfor -%}}"
         "{%- endif -%}"
         f"{{{{ {end} }}}}"
         "{%- endfor -%}"
@@ -213,7 +218,8 @@ def _read_text(tokenizer: Tokenizer, task: Any) -> _Reader:
     spelled = ""
     if isinstance(task, Chat):
         config, end = task.config, tokenizer.token(tokenizer.eos_id)
-        spelled = config.opening + end + config.closing
+        openings = "".join(map(config.opening_of, ROLES))
+        spelled = config.first + openings + end + config.closing
     with tempfile.TemporaryDirectory() as temporary:
         tokenizer.save(Path(temporary, "tokenizer"))
         for file in Path(temporary, "tokenizer").iterdir():
@@ -273,7 +279,8 @@ def _check_seams(task: Chat, encode: _Encode) -> None:
     apart = tokenizer.encode_batch(words)
     end = tokenizer.token(tokenizer.eos_id) + task.config.closing
     for role, opening in task.openings.items():
-        spelled = task.config.opening.replace("{role}", role)
+        if not (spelled := task.config.opening_of(role)):
+            continue
         together = encode([spelled + word + end + spelled for word in words])
         for word, ids, whole in zip(words, apart, together):
             parts = opening, ids, [tokenizer.eos_id], task.closing, opening

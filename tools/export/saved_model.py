@@ -364,8 +364,8 @@ def find_layout(graph: Graph, loaded: Loaded, text: Text) -> Layout | None:
             before = bos if config.prefix_lm else []
             room = min(config.length, longest) - len(before) - 1
             return Layout(text, ("text",), before, eos, room, config.prefix)
-        case "chat":  # a turn of the user's
-            before = [*bos, *task.openings["user"]]
+        case "chat" if not config.strip:  # a turn of the user's
+            before = [*bos, *task.first, *task.openings["user"]]
             after = [*eos, *task.closing, *task.openings["assistant"]]
             room = min(config.length, longest) - config.max_new_tokens
             room -= len(before) + len(after)

@@ -9,6 +9,8 @@ import numpy as np
 
 from lm.cli import suggest
 from lm.config import from_config_dict
+from lm.nn.positions import RopeScaling
+from lm.tasks import causal_lm, chat
 from lm.train.workdir import Loaded
 from lm.types import UserError
 from tools.huggingface import rules
@@ -44,7 +46,7 @@ def read(
     name = _end(classes[0], family)
     found = rules.read(family.rules, family.defaults, family.adapt(dict(values)))
     fields = {
-        key: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+        key: dataclasses.asdict(value) if isinstance(value, RopeScaling) else value
         for key, value in {**family.fields, **found}.items()
     }
     config = from_config_dict(family.model, fields, where="model")
@@ -148,6 +150,8 @@ def _find_head(loaded: Loaded, family: Family, base: Mapping[str, Any]) -> str:
 
     def fits(name: str) -> bool:
         made = family.heads[name].task(probe)
+        if isinstance(made, causal_lm.Config) and isinstance(task, chat.Config):
+            return True
         same = getattr(made, "hidden", "") == getattr(task, "hidden", "")
         return type(made) is type(task) and same
 

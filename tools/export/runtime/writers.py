@@ -116,7 +116,15 @@ class Writer:
             turns = turns[: len(turns) - 1 - roles[::-1].index("assistant")]
         opening, closing = writing["opening"], writing["closing"]
         end = [self.about["marks"]["eos"], *closing]
-        contents = [(t["role"], self._encode(t["content"])) for t in turns]
+        if turns[0]["role"] != "system":
+            bos = bos + writing["first"]
+        for role in {turn["role"] for turn in turns}:
+            if not opening.get(role):
+                raise ValueError(f"the model has no turns of the {role!r}")
+        said = [(t["role"], t["content"]) for t in turns]
+        if task["strip"]:
+            said = [(role, content.strip()) for role, content in said]
+        contents = [(role, self._encode(content)) for role, content in said]
         parts = [[opening[role], ids, end] for role, ids in contents]
         room = task["length"] - task["max_new_tokens"]
         room -= len(bos) + len(opening["assistant"])
