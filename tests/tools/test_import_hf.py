@@ -28,12 +28,13 @@ from lm import embed, evaluate, generate, predict, sharding
 from lm.data.pipeline import DataConfig
 from lm.models import gpt, t5
 from lm.nn.transformer import stack_layers
-from lm.tasks import causal_lm, classify, text_to_text
+from lm.tasks import build_task, causal_lm, classify, text_to_text
 from lm.text import tokenizers
 from lm.train import loop
 from lm.train import workdir as workdir_lib
 from lm.train.config import Config
 from lm.train.optim import OptimConfig
+from lm.train.state import abstract_params
 from lm.types import UserError
 from tests.tools import hf_cases
 from tools import import_hf
@@ -315,13 +316,16 @@ def data_of(folder, tokenizer="tokenizer"):
     )
 
 
-def begun(config, workdir):
-    """Returns the parameters that a run begins with, and saves them."""
-    run = loop.build(*workdir_lib.prepare(workdir, config))
-    with sharding.use(run.mesh, config.mesh):
-        params = run.init().params
-    workdir_lib.save_params(workdir, run.config, params)
-    return params
+def make_workdir(config, workdir):
+    """Makes the workdir of a run, with parameters that all differ."""
+    config, tokenizer = workdir_lib.prepare(workdir, config)
+    model = build_task(config.task, tokenizer).build_model(config.model)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: jax.device_put(rng.normal(0, 0.3, leaf.shape).astype(np.float32)),
+        sharding.unbox(abstract_params(model)),
+    )
+    workdir_lib.save_params(workdir, config, params)
 
 
 def test_training_begins_with_what_was_imported(case, folder, tmp_path):
@@ -375,7 +379,7 @@ def check_round_trip(workdir, folder, family, architecture):
     batch = {"inputs": rows, "segment_ids": np.ones_like(rows)}
     batch |= {f"encoder_{name}": value for name, value in batch.items()}
     outputs = [
-        jax.jit(each.model.apply)({"params": each.params}, batch)
+        jax.jit(each.model.apply)({"params": jax.device_get(each.params)}, batch)
         for each in (made, wanted)
     ]
     # A loop of layers and a scan of them round differently.
@@ -416,7 +420,7 @@ GPT2 = gpt.Config(
 )
 def test_a_model_of_ours(folder, tmp_path, model, task, family, architecture):
     config = Config(model=model, task=task, data=data_of(folder), batch_size=8)
-    begun(config, tmp_path / "made")
+    make_workdir(config, tmp_path / "made")
     check_round_trip(tmp_path / "made", tmp_path, family, architecture)
 
 
@@ -424,7 +428,7 @@ def test_a_model_that_no_family_can_say(folder, tmp_path):
     model = dataclasses.replace(LLAMA, position_encoding="sinusoidal")
     task = causal_lm.Config(length=32)
     config = Config(model=model, task=task, data=data_of(folder), batch_size=8)
-    begun(config, tmp_path / "made")
+    make_workdir(config, tmp_path / "made")
     for flags, parts in (
         # The family that comes nearest.
         ((), ["a llama has model.position_encoding rotary, not sinusoidal"]),
