@@ -17,7 +17,7 @@ from lm.tasks import classify, rank
 from lm.train.config import Config, EvalConfig
 from lm.train.optim import OptimConfig
 
-CLASSIFY = classify.Config(length=128, pooling="mean", dropout_rate=0.1)
+CLASSIFY = classify.Config(length=64, pooling="mean", dropout_rate=0.1)
 RANK = rank.Config(length=64, query="description", query_length=24)
 # The task, its steps, and the rows of a batch.
 TASKS = {"bbc": (CLASSIFY, 60, 16), "imdb": (CLASSIFY, 80, 16), "wiki": (RANK, 40, 32)}

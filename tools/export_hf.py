@@ -71,12 +71,10 @@ def main(args: Namespace) -> dict[str, Any]:
 
 def _write_tokenizer(folder: Path, original: Path, workdir: Path, loaded: Any) -> None:
     """Copies the files that the tokenizer was imported with, or ours."""
-    from tools.import_hf import KEPT_FILES
+    from tools.huggingface.files import copy_companions
 
     if original.exists():
-        for file in KEPT_FILES:
-            if (original / file).is_file():
-                shutil.copy(original / file, folder / file)
+        copy_companions(original, folder)
         return
     file = workdir / "tokenizer" / "tokenizer.json"
     if not file.exists():

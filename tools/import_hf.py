@@ -27,7 +27,6 @@ named, and kept for `tools.export_hf`.
 """
 
 import json
-import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -56,14 +55,6 @@ parser.add_argument(
 )
 parser.add_argument("--overwrite", action="store_true", help="replace a workdir")
 
-# What belongs to a tokenizer or a chat, and is copied as it is.
-KEPT_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-    *("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model"),
-    *("sentencepiece.bpe.model", "added_tokens.json", "chat_template.jinja"),
-    "generation_config.json",
-)
-
 
 def main(args: Namespace) -> dict[str, Any]:
     """Reads the config, then the weights, and makes the workdir."""
@@ -83,7 +74,11 @@ def main(args: Namespace) -> dict[str, Any]:
     from lm.train.config import Config
     from tools.huggingface import chat, configs
     from tools.huggingface import params as params_lib
-    from tools.huggingface.files import open_checkpoint, write_checkpoint
+    from tools.huggingface.files import (
+        copy_companions,
+        open_checkpoint,
+        write_checkpoint,
+    )
 
     tensors = open_checkpoint(source)
     family, name, config = configs.read(values, tensors)
@@ -110,9 +105,7 @@ def main(args: Namespace) -> dict[str, Any]:
         original = made / "huggingface"
         make_folder(original)
         write_json(original / "config.json", values)
-        for file in KEPT_FILES:
-            if (folder / file).is_file():
-                shutil.copy(folder / file, original / file)
+        copy_companions(folder, original)
         if kept:
             pairs = ((key, tensors[key].read()) for key in kept)
             write_checkpoint(original, pairs)

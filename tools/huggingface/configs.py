@@ -43,6 +43,10 @@ def read(
         raise UserError(f"config.json: model_type {kind!r} is not supported{near}")
     family = FAMILIES[kind]
     classes = values.get("architectures") or ["Model"]
+    if not (isinstance(classes, list) and isinstance(classes[0], str)):
+        raise UserError(
+            f"config.json: architectures is {classes!r}, not a list of names"
+        )
     name = _end(classes[0], family)
     found = rules.read(family.rules, family.defaults, family.adapt(dict(values)))
     fields = {

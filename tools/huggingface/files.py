@@ -14,6 +14,7 @@ import math
 import os
 import pickle
 import re
+import shutil
 import struct
 import zipfile
 from collections import OrderedDict
@@ -82,6 +83,25 @@ class Tensor:
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
+
+
+# What stands beside weights and belongs to a tokenizer, a chat or sentence vectors.
+_COMPANIONS = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model"),
+    *("sentencepiece.bpe.model", "added_tokens.json", "chat_template.jinja"),
+    *("generation_config.json", "modules.json", "sentence_bert_config.json"),
+    *("config_sentence_transformers.json", "1_Pooling", "2_Normalize"),
+)
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copies to a folder what stands beside the weights in another, but no config."""
+    for name in _COMPANIONS:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, target / name)
+        elif (source / name).is_file():
+            shutil.copy(source / name, target / name)
 
 
 def open_checkpoint(path: Path) -> dict[str, Tensor]:

@@ -209,15 +209,21 @@ def _read(
     tensors: Mapping[str, Tensor], place: Place, leaf: Any, family: Family
 ) -> jax.Array:
     """Reads a parameter onto its devices, layer by layer."""
+
+    def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        value = take(tensors[name].read(), place, shape, family)
+        value = np.ascontiguousarray(value, np.float32)
+        if not np.isfinite(value).all():
+            raise UserError(f"{name} in {tensors[name].file} has a NaN or infinity")
+        return value
+
     names = place.names(leaf)
     if not place.is_stacked:
-        value = take(tensors[names[0]].read(), place, leaf.shape, family)
-        return jax.device_put(np.ascontiguousarray(value, np.float32), leaf.sharding)
+        return jax.device_put(read(names[0], leaf.shape), leaf.sharding)
     make = functools.partial(jnp.zeros, leaf.shape, leaf.dtype)
     stack = jax.jit(make, out_shardings=leaf.sharding)()
     for i, name in enumerate(names):
-        value = take(tensors[name].read(), place, leaf.shape[1:], family)
-        stack = _put(stack, jnp.int32(i), np.ascontiguousarray(value, np.float32))
+        stack = _put(stack, jnp.int32(i), read(name, leaf.shape[1:]))
     return stack
 
 
