@@ -6,7 +6,8 @@
     model = AutoModelForSequenceClassification.from_pretrained("bbc_hf")
 
 The family is that from which the model was imported; of another model it is one whose
-config can say all of it, if there is one.
+config can say all of it, if there is one. A classifier has to end as transformers' do,
+with `task.pooling=first` and, for a BERT, `task.hidden=tanh`.
 """
 
 import json

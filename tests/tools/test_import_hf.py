@@ -26,7 +26,7 @@ from safetensors.numpy import load_file, save_file
 
 from lm import embed, evaluate, generate, predict, sharding
 from lm.data.pipeline import DataConfig
-from lm.models import gpt, t5
+from lm.models import bert, gpt, t5
 from lm.nn.transformer import stack_layers
 from lm.tasks import build_task, causal_lm, classify, text_to_text
 from lm.text import tokenizers
@@ -472,6 +472,15 @@ def refused_without_a_trace(folder, *parts):
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
 
 
+def test_a_classifier_that_ends_otherwise(folder, tmp_path):
+    model = bert.Config(**SMALL, max_len=32)
+    task = classify.Config(length=16, pooling="mean", hidden="tanh")
+    config = Config(model=model, task=task, data=data_of(folder), batch_size=8)
+    make_workdir(config, tmp_path / "made")
+    with refused("no class for a task classify that ends as task.pooling=mean"):
+        hf_cases.export(tmp_path / "made", tmp_path / "exported", "--family=bert")
+
+
 @pytest.mark.parametrize(
     "name, changes, part",
     [
@@ -509,6 +518,8 @@ YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
             "layer_types",
         ),
         ("t5-v1_0", {"feed_forward_proj": "gated-relu"}, "feed_forward_proj"),
+        ("t5-v1_0", {"decoder_start_token_id": 5}, "decoder_start_token_id is 5"),
+        ("bert-mlm", {"architectures": "BertModel"}, "not a list of names"),
     ],
 )
 def test_configs_that_would_change_the_numbers(folder, tmp_path, name, changes, part):

@@ -10,7 +10,7 @@ import numpy as np
 from lm.cli import suggest
 from lm.config import from_config_dict
 from lm.nn.positions import RopeScaling
-from lm.tasks import causal_lm, chat
+from lm.tasks import causal_lm, chat, classify
 from lm.train.workdir import Loaded
 from lm.types import UserError
 from tools.huggingface import rules
@@ -156,14 +156,21 @@ def _find_head(loaded: Loaded, family: Family, base: Mapping[str, Any]) -> str:
         made = family.heads[name].task(probe)
         if isinstance(made, causal_lm.Config) and isinstance(task, chat.Config):
             return True
-        same = getattr(made, "hidden", "") == getattr(task, "hidden", "")
+        same = not isinstance(task, classify.Config) or _end_of(made) == _end_of(task)
         return type(made) is type(task) and same
 
     fitting = [name for name in family.heads if fits(name)]
     if not fitting:
-        raise UserError(f"a {family.model_type} has no class for the task {task.name}")
+        what = f" that ends as {_end_of(task)}" if task.name == "classify" else ""
+        raise UserError(
+            f"a {family.model_type} has no class for a task {task.name}{what}"
+        )
     before = _end(base["architectures"][0], family) if base else ""
     return before if before in fitting else fitting[0]
+
+
+def _end_of(task: classify.Config) -> str:
+    return f"task.pooling={task.pooling} task.hidden={task.hidden}"
 
 
 def write(

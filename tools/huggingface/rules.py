@@ -23,7 +23,7 @@ IGNORED = frozenset(
         *("cls_token_id", "mask_token_id", "unk_token_id", "tokenizer_class"),
         *("initializer_range", "initializer_factor", "classifier_dropout"),
         *("id2label", "label2id", "num_labels", "problem_type", "finetuning_task"),
-        *("task_specific_params", "is_encoder_decoder", "decoder_start_token_id"),
+        *("task_specific_params", "is_encoder_decoder"),
         *("n_ctx", "language", "model_max_length", "attn_implementation"),
         *(
             "_attn_implementation",

@@ -3,6 +3,7 @@
 from typing import Any
 
 from lm.models import t5
+from lm.types import UserError
 from tools.huggingface.families import common
 from tools.huggingface.family import Family, Head, Names, layers
 from tools.huggingface.rules import Rule, Values, fixed, named, same
@@ -56,6 +57,16 @@ def _read_tie(values: Values) -> dict[str, Any]:
     return {"scale_output": scales}
 
 
+def _read_start(values: Values) -> dict[str, Any]:
+    start, pad = values["decoder_start_token_id"], values["pad_token_id"]
+    if start not in (None, pad):
+        raise UserError(
+            f"config.json: decoder_start_token_id is {start}, which is not supported; "
+            f"it must be pad_token_id, {pad}"
+        )
+    return {}
+
+
 _RULES = (
     same("vocab_size", "vocab_size"),
     same("emb_dim", "d_model"),
@@ -80,6 +91,7 @@ _RULES = (
         {"relu": "relu", "gated-gelu": "geglu", "gelu": "gelu", "gated-silu": "swiglu"},
     ),
     fixed("is_decoder", False),
+    Rule(("decoder_start_token_id", "pad_token_id"), _read_start, lambda config: {}),
 )
 _FIELDS = {
     "position_encoding": "relative",
@@ -104,6 +116,7 @@ _DEFAULTS = {
     "relative_attention_max_distance": 128,
     "feed_forward_proj": "relu",
     "is_decoder": False,
+    "pad_token_id": 0,
 }
 
 
