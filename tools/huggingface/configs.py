@@ -156,12 +156,14 @@ def _find_head(loaded: Loaded, family: Family, base: Mapping[str, Any]) -> str:
         made = family.heads[name].task(probe)
         if isinstance(made, causal_lm.Config) and isinstance(task, chat.Config):
             return True
-        same = not isinstance(task, classify.Config) or _end_of(made) == _end_of(task)
-        return type(made) is type(task) and same
+        if isinstance(made, classify.Config) and isinstance(task, classify.Config):
+            return type(made) is type(task) and _end_of(made) == _end_of(task)
+        return type(made) is type(task)
 
     fitting = [name for name in family.heads if fits(name)]
     if not fitting:
-        what = f" that ends as {_end_of(task)}" if task.name == "classify" else ""
+        ends = isinstance(task, classify.Config)
+        what = f" that ends as {_end_of(task)}" if ends else ""
         raise UserError(
             f"a {family.model_type} has no class for a task {task.name}{what}"
         )
