@@ -106,7 +106,7 @@ WRITERS = {
         chat.Config(
             length=64,
             max_new_tokens=8,
-            openings=("", "<|you|>\n", "<|me|>\n", ""),
+            openings=("<|all|>\n", "<|you|>\n", "<|me|>\n", "<|it|>\n"),
             first="<|now|>\n",
             strip=True,
         ),
