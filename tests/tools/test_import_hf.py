@@ -472,6 +472,13 @@ def refused_without_a_trace(folder, *parts):
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
 
 
+def test_a_config_that_names_no_class(folder, tmp_path):
+    source = edited("gpt2", tmp_path, {"architectures": None})
+    hf_cases.import_(source, tmp_path / "made", folder / "tokenizer")
+    result = hf_cases.export(tmp_path / "made", tmp_path / "exported")
+    assert result["architecture"] == "GPT2Model"
+
+
 def test_a_classifier_that_ends_otherwise(folder, tmp_path):
     model = bert.Config(**SMALL, max_len=32)
     task = classify.Config(length=16, pooling="mean", hidden="tanh")

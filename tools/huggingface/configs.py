@@ -42,12 +42,7 @@ def read(
         near = suggest(kind, sorted(FAMILIES))
         raise UserError(f"config.json: model_type {kind!r} is not supported{near}")
     family = FAMILIES[kind]
-    classes = values.get("architectures") or ["Model"]
-    if not (isinstance(classes, list) and isinstance(classes[0], str)):
-        raise UserError(
-            f"config.json: architectures is {classes!r}, not a list of names"
-        )
-    name = _end(classes[0], family)
+    name = _end(values, family)
     found = rules.read(family.rules, family.defaults, family.adapt(dict(values)))
     fields = {
         key: dataclasses.asdict(value) if isinstance(value, RopeScaling) else value
@@ -59,8 +54,14 @@ def read(
     return family, name, config
 
 
-def _end(class_name: str, family: Family) -> str:
-    """Returns what a class is called without the name of its family."""
+def _end(values: Mapping[str, Any], family: Family) -> str:
+    """Returns what a `config.json`'s class is called without its family's name."""
+    classes = values.get("architectures") or ["Model"]
+    if not (isinstance(classes, list) and isinstance(classes[0], str)):
+        raise UserError(
+            f"config.json: architectures is {classes!r}, not a list of names"
+        )
+    class_name = classes[0]
     for end in sorted(family.heads, key=len, reverse=True):
         if class_name.endswith(end):
             return end
@@ -167,7 +168,7 @@ def _find_head(loaded: Loaded, family: Family, base: Mapping[str, Any]) -> str:
         raise UserError(
             f"a {family.model_type} has no class for a task {task.name}{what}"
         )
-    before = _end(base["architectures"][0], family) if base else ""
+    before = _end(base, family) if base else ""
     return before if before in fitting else fitting[0]
 
 
@@ -192,7 +193,7 @@ def write(
             changes |= made
     # An older form stays as it is unless something in it is to change.
     values = values | changes if changes else dict(base)
-    if not (base and _end(base["architectures"][0], family) == name):
+    if not base.get("architectures") or _end(base, family) != name:
         values["architectures"] = [family.class_prefix + name]
     values["model_type"] = family.model_type
     marks = {"pad": tokenizer.pad_id, "bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
