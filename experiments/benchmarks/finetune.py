@@ -111,21 +111,10 @@ def _ours(path: str, task: str, workdir: Path, seed: int) -> dict[str, float]:
     evaluate = [sys.executable, "-m", "lm.evaluate", f"--workdir={workdir}"]
     scores = _last_line([*evaluate, "--split=test", "--json"])
     return {
-        "score": _find(scores, TASKS[task]),
+        "score": scores[f"eval/test/{TASKS[task]}"],
         "seconds": seconds,
         "step": statistics.median(1 / rate for rate in rates if rate),
     }
-
-
-def _find(value: Any, name: str) -> float:
-    """Returns the first number of that name in nested objects."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if key.rpartition("/")[2] == name and isinstance(inner, int | float):
-                return float(inner)
-            if isinstance(inner, dict) and (found := _find(inner, name)) >= 0:
-                return found
-    return -1.0
 
 
 def _run(command: list[str]) -> str:

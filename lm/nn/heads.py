@@ -4,13 +4,12 @@ Parameters are `backbone/…`, named as the backbone alone names them, and `head
 Axes: B batch, T time, D emb_dim, C outputs.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
+from lm.nn import transformer
 from lm.nn.layers import Einsum
 from lm.types import Array, Batch
 
@@ -18,11 +17,7 @@ POOLINGS = ("first", "last", "mean", "max")
 
 # Of the layer before the outputs: BERT's and RoBERTa's is tanh, DistilBERT's relu,
 # ELECTRA's gelu.
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "tanh": jnp.tanh,
-    "relu": jax.nn.relu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-}
+ACTIVATIONS = ("tanh", "relu", "gelu")
 
 
 def pool(hidden: Array, segment_ids: Array, how: str) -> Array:
@@ -58,8 +53,8 @@ class PooledHead(nn.Module):
         num_outputs: C.
         pooling: As in `pool`.
         dropout_rate: Of the pooled vector.
-        activation: Of a layer between, of D units, in `ACTIVATIONS`; `none` means that
-            there is no such layer.
+        activation: Of a layer between, of D units, one of `ACTIVATIONS`; `none` means
+            that there is no such layer.
     """
 
     backbone: Any
@@ -77,7 +72,9 @@ class PooledHead(nn.Module):
         if self.activation != "none":
             D, stddev = pooled.shape[-1], self.backbone.config.init_stddev
             dense = Einsum((D,), (D,), ("embed", None), True, stddev, name="dense")
-            pooled = ACTIVATIONS[self.activation](dense(pooled))
+            # The table of all models, in which an export has its own.
+            activate = {**transformer.ACTIVATIONS, "tanh": jnp.tanh}[self.activation]
+            pooled = activate(dense(pooled))
         return _outputs(self, pooled, deterministic)
 
 

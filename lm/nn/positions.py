@@ -101,8 +101,7 @@ def sinusoidal(positions: Array, emb_dim: int, theta: float = 10_000.0) -> Array
         emb_dim: D, even.
         theta: Base of the geometric series of wave lengths.
     """
-    half = emb_dim // 2
-    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    frequency = rotary_frequencies(emb_dim, theta)
     angle = positions[:, :, None].astype(jnp.float32) * frequency[None, None]
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 

@@ -6,6 +6,7 @@ heads, K key/value heads, H head_dim, F mlp_dim, L layers.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -278,14 +279,8 @@ class Attention(nn.Module):
         """
         config = self.config
         N, K, H, D = config.num_heads, config.kv_heads, config.head_size, config.emb_dim
-        rotated = 2 * round(config.rope_fraction * H / 2)
-        frequencies = position_codes.rotary_frequencies(
-            rotated, config.rope_theta, config.rope_scaling
-        )
-        is_global = context.mask.is_global
-        if is_global is not None and config.rope_local_theta:
-            local = position_codes.rotary_frequencies(rotated, config.rope_local_theta)
-            frequencies = jnp.where(is_global, frequencies, local)
+        rotates = config.position_encoding == "rotary" and not self.cross
+        frequencies = self._frequencies(context.mask.is_global) if rotates else None
 
         def project(name: str, heads: int, axis: str, inputs: Array) -> Array:
             y = Einsum(
@@ -300,8 +295,7 @@ class Attention(nn.Module):
             y = constrain(y, "batch", "length", f"act_{axis}", "head_dim")
             if config.qk_norm and name != "value":
                 y = make_norm(config, f"{name}_norm", kind="rms")(y)
-            rotates = config.position_encoding == "rotary" and not self.cross
-            if rotates and name != "value":
+            if frequencies is not None and name != "value":
                 y = position_codes.rotate(y, context.positions, frequencies)
             return y
 
@@ -345,6 +339,16 @@ class Attention(nn.Module):
             name="out",
         )(out)
         return out, cache
+
+    def _frequencies(self, is_global: Array | None) -> Array:
+        """Returns those of rotary positions, [R/2]."""
+        config = self.config
+        size = 2 * round(config.rope_fraction * config.head_size / 2)
+        make = functools.partial(position_codes.rotary_frequencies, size)
+        frequencies = make(config.rope_theta, config.rope_scaling)
+        if is_global is None or not config.rope_local_theta:
+            return frequencies
+        return jnp.where(is_global, frequencies, make(config.rope_local_theta))
 
 
 def residual_stddev(config: TransformerConfig, fan_in: int, num_layers: int) -> float:
