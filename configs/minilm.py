@@ -30,7 +30,7 @@ def get_config(name="bbc"):
     task, num_train_steps, batch_size = TASKS[name]
     return to_config_dict(
         Config(
-            model=bert.Config(max_len=512),
+            model=bert.Config(max_len=512, scan_unroll=6),
             task=task,
             data=DataConfig(sources=(f"tfds:{name}",), tokenizer="", bad_rows="skip"),
             optim=OptimConfig(

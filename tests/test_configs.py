@@ -10,7 +10,7 @@ from lm import config as config_lib
 from lm import tree
 from lm.models import build_model
 from lm.train.config import Config
-from lm.train.optim import make_optimizer, make_schedule
+from lm.train.optim import make_optimizer
 from lm.train.state import abstract_params
 from lm.types import UserError
 
@@ -29,8 +29,7 @@ PUBLISHED = {
 def test_config_builds_without_memory(path):
     config = Config.of(config_lib.load(str(path)))
     params = nn.unbox(abstract_params(build_model(config.model)))
-    schedule = make_schedule(config.optim, config.num_train_steps, config.warmup_steps)
-    optimizer = make_optimizer(config.optim, schedule, params)
+    optimizer = make_optimizer(config.optim, config.numbers, params)
     assert jax.tree.leaves(jax.eval_shape(optimizer.init, params))
     if path.stem in PUBLISHED:
         assert tree.count(params) == PUBLISHED[path.stem]

@@ -39,7 +39,7 @@ def seconds_to_compile(layers: int, scan: bool) -> float:
     with sharding.use(run.mesh, config.mesh):
         batch = put(run.mesh, make_batch(config))
         began = time.perf_counter()
-        run.train_step.lower(run.abstract, batch).compile()  # pyright: ignore
+        run.jitted_step.lower(run.abstract, batch, run.numbers).compile()  # pyright: ignore
         return time.perf_counter() - began
 
 

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lm.nn.attention import Mask
+from lm.nn.dropout import Dropout
 from lm.nn.transformer import (
     Context,
     Embedder,
@@ -68,7 +69,7 @@ class Model(nn.Module):
         self.embedder = Embedder(config)
         self.encoder = Stack(config, config.encoder_layers, causal=False)
         self.decoder = Stack(config, config.decoder_layers, causal=True, cross=True)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
         self.head = Head(config)
 
     def __call__(self, batch: Batch, deterministic: bool = True) -> Output:
@@ -93,7 +94,7 @@ class Model(nn.Module):
         )
         x = self.embedder(batch["inputs"], positions, deterministic)
         x, _ = self.decoder(x, context)
-        return self._output(self.dropout(x, deterministic=deterministic))
+        return self._output(self.dropout(x, deterministic))
 
     def hidden(self, batch: Batch, deterministic: bool = True) -> Array:
         """Returns the encoder's states [B, T, D] of `inputs`, as an encoder would."""
@@ -144,7 +145,7 @@ class Model(nn.Module):
         x = self.embedder(inputs, positions, deterministic)
         mask = Mask(segments, segments, window=self.config.window)
         x, _ = self.encoder(x, Context(mask, positions, deterministic=deterministic))
-        return self.dropout(x, deterministic=deterministic)
+        return self.dropout(x, deterministic)
 
     def _cached(
         self,

@@ -20,6 +20,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jax.sharding import PartitionSpec
 
+from lm.nn.dropout import drop
 from lm.types import Array
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
@@ -202,8 +203,7 @@ def _attend(query, key, value, allowed, bias, softcap, dropout_rate, rng) -> Arr
         scores += jnp.where(allowed, 0, MASKED)[:, None]
     weights = jax.nn.softmax(scores, axis=-1)
     if rng is not None:
-        keep = jax.random.bernoulli(rng, 1 - dropout_rate, weights.shape)
-        weights = jnp.where(keep, weights / (1 - dropout_rate), 0)
+        weights = drop(rng, dropout_rate, weights)
     weights = weights.astype(value.dtype).reshape(B, K, -1, S)
     out = jnp.einsum("BKRS,BKSH->BKRH", weights, value.swapaxes(1, 2))
     return out.reshape(B, N, T, H).swapaxes(1, 2)

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lm.nn import transformer
+from lm.nn.dropout import Dropout
 from lm.nn.layers import Einsum
 from lm.types import Array, Batch
 
@@ -55,6 +56,7 @@ class PooledHead(nn.Module):
         dropout_rate: Of the pooled vector.
         activation: Of a layer between, of D units, one of `ACTIVATIONS`; `none` means
             that there is no such layer.
+        use_bias: Whether the outputs have one.
     """
 
     backbone: Any
@@ -62,6 +64,7 @@ class PooledHead(nn.Module):
     pooling: str = "first"
     dropout_rate: float = 0.0
     activation: str = "none"
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, batch: Batch, deterministic: bool = True) -> Array:
@@ -75,7 +78,7 @@ class PooledHead(nn.Module):
             # The table of all models, in which an export has its own.
             activate = {**transformer.ACTIVATIONS, "tanh": jnp.tanh}[self.activation]
             pooled = activate(dense(pooled))
-        return _outputs(self, pooled, deterministic)
+        return _outputs(self, pooled, deterministic, self.use_bias)
 
 
 class TokenHead(nn.Module):
@@ -138,10 +141,12 @@ class SpanHead(nn.Module):
         return _outputs(self, jnp.concatenate(states, axis=-1), deterministic)
 
 
-def _outputs(module: Any, states: Array, deterministic: bool) -> Array:
+def _outputs(
+    module: Any, states: Array, deterministic: bool, use_bias: bool = True
+) -> Array:
     """Drops out and projects."""
-    states = nn.Dropout(module.dropout_rate)(states, deterministic=deterministic)
+    states = Dropout(module.dropout_rate)(states, deterministic)
     D, C = states.shape[-1], module.num_outputs
     stddev = module.backbone.config.init_stddev
     axes = ("embed", "outputs")
-    return Einsum((D,), (C,), axes, use_bias=True, stddev=stddev, name="head")(states)
+    return Einsum((D,), (C,), axes, use_bias, stddev, name="head")(states)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.nn import heads
+from lm.nn.dropout import Dropout
 from lm.nn.heads import pool
 from lm.nn.layers import Einsum
 from lm.types import Array, Batch
@@ -47,7 +48,7 @@ class Encoder(nn.Module):
             pooled = (jax.nn.softmax(scores, axis=1) * hidden).sum(axis=1)
         else:
             pooled = pool(hidden, segments, self.pooling)
-        pooled = nn.Dropout(self.dropout_rate)(pooled, deterministic=deterministic)
+        pooled = Dropout(self.dropout_rate)(pooled, deterministic)
         square = jnp.square(pooled).sum(axis=-1, keepdims=True)
         return pooled * jax.lax.rsqrt(square + 1e-12)
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from lm.config import check_choice, check_range
 from lm.nn import positions as position_codes
 from lm.nn.attention import IMPLEMENTATIONS, Mask, dot_product_attention
+from lm.nn.dropout import Dropout
 from lm.nn.layers import Einsum, Embed, Norm, declare
 from lm.nn.losses import Logits
 from lm.nn.positions import RopeScaling
@@ -96,6 +97,8 @@ class TransformerConfig:
         dtype: Of the arithmetic, `float32` or `bfloat16`; parameters are float32.
         scan_layers: Whether layers are stacked and scanned, so that compile time
             does not grow with L.
+        scan_unroll: Layers that are compiled side by side in a scan: more take longer
+            to compile and are faster to run, on a CPU.
         remat: What the backward pass recomputes: `none`, `full`, `dots` (all but
             matmuls), `dots_no_batch` (all but the matmuls with parameters).
     """
@@ -141,6 +144,7 @@ class TransformerConfig:
     embed_stddev: float = 0.02
     dtype: str = "float32"
     scan_layers: bool = True
+    scan_unroll: int = 1
     remat: str = "none"
 
     def __post_init__(self):
@@ -154,7 +158,10 @@ class TransformerConfig:
             "remat": tuple(REMAT_POLICIES),
         }.items():
             check_choice(f"model.{name}", getattr(self, name), choices)
-        for name in ("vocab_size", "emb_dim", "num_layers", "num_heads", "max_len"):
+        for name in (
+            *("vocab_size", "emb_dim", "num_layers", "num_heads", "max_len"),
+            "scan_unroll",
+        ):
             check_range(f"model.{name}", getattr(self, name), 1)
         for name in (
             *("num_kv_heads", "head_dim", "mlp_dim", "window", "global_every"),
@@ -420,7 +427,7 @@ class Block(nn.Module):
         `is_global` is a scalar, whether the layer is without a window; None of all.
         """
         config = self.config
-        dropout = nn.Dropout(config.dropout_rate, deterministic=context.deterministic)
+        dropout = Dropout(config.dropout_rate)
         caches = cache or {}
         mask = dataclasses.replace(context.mask, is_global=is_global)
         context = dataclasses.replace(context, mask=mask)
@@ -430,12 +437,12 @@ class Block(nn.Module):
             norm = make_norm(config, f"{name}_norm")
             if config.norm_position == "post":
                 y, aux = sublayer(x)
-                x = norm(x + dropout(y))
+                x = norm(x + dropout(y, context.deterministic))
             else:
                 y, aux = sublayer(norm(read if config.parallel else x))
                 if config.norm_position == "both":
                     y = make_norm(config, f"{name}_out_norm")(y)
-                x = x + dropout(y)
+                x = x + dropout(y, context.deterministic)
             return constrain(x, "batch", "length", "act_embed"), aux
 
         def attend(name: str, cross: bool) -> Callable:
@@ -498,6 +505,7 @@ class Stack(nn.Module):
                 split_rngs={"params": not shares, "dropout": True},
                 in_axes=(0, nn.broadcast, 0),  # pyright: ignore
                 length=L,
+                unroll=min(config.scan_unroll, L),
                 metadata_params={} if shares else {nn.PARTITION_NAME: "layers"},
             )(*arguments, name="layer" if shares else "layers")
             x, cache = layers(x, cache, context, is_global)
@@ -585,7 +593,7 @@ class Embedder(nn.Module):
                 config.init_stddev,
                 config.dtype,
             )
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
 
     def __call__(
         self,
@@ -607,7 +615,7 @@ class Embedder(nn.Module):
             x += extra
         if self.use_norm:
             x = self.norm(x)
-        x = self.dropout(x, deterministic=deterministic)
+        x = self.dropout(x, deterministic)
         if self.token_dim:
             x = self.project(x)
         return constrain(x, "batch", "length", "act_embed")

@@ -162,6 +162,12 @@ class Tokenizer(abc.ABC):
         made_of = [self.kind, self._marks, self._mapping()]
         return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tokenizer) and other.fingerprint == self.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
     def encode(self, text: str) -> np.ndarray:
         """Returns the text's ids, without marks: int32 [T]."""
         return self.encode_batch([text])[0]

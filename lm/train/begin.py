@@ -14,7 +14,10 @@ from lm.train.config import Config
 from lm.types import Params, UserError
 
 # Fields of a model that do not touch what its parameters mean.
-_OWN = ("dropout_rate", "attention_dropout_rate", "attention", "dtype", "remat")
+_OWN = (
+    *("dropout_rate", "attention_dropout_rate", "attention", "dtype"),
+    *("remat", "scan_unroll"),
+)
 
 # Fields of a task that are found rather than given, if they are ().
 FOUND = ("labels", "counts", "moments", "thresholds")
@@ -75,44 +78,43 @@ def _training_examples(config: Config) -> Iterator[dict[str, Any]]:
         yield from source.examples(data.train_split)
 
 
-def warm_start(params: Params, found: Params, where: str) -> Params:
-    """Takes over the parameters that another run's model has under the same names.
+def warm_start(params: Params, found: Params, where: str) -> dict[str, Any]:
+    """Returns the parameters that another run's model has under the same names.
 
     A task's head or an adapter around the model is not taken over.
 
     Args:
-        params: New ones.
+        params: Those that are wanted; shapes with shardings are enough.
         found: The other run's.
         where: What the other run is called.
+
+    Returns:
+        The parameters, placed as wanted, by their names in `params`.
 
     Raises:
         UserError: If they have none in common, or one has another shape there.
     """
     there = _by_name(_backbone(found))
     names = {id(leaf): name for name, leaf in _by_name(_backbone(params)).items()}
-    new = []
-
-    def take(name: str, leaf: Any) -> Any:
+    taken, new = {}, []
+    for name, leaf in _by_name(params).items():
         other = there.get(names.get(id(leaf), ""))
         if other is None:
             new.append(name)
-            return leaf
-        if other.shape != leaf.shape:
+        elif other.shape != leaf.shape:
             raise UserError(
                 f"{name} is {leaf.shape} but {other.shape} in {where}; make the models "
                 "the same"
             )
-        return jax.device_put(other, leaf.sharding)
-
-    params = tree.map_with_names(take, params)
-    number = len(jax.tree.leaves(params)) - len(new)
-    if not number:
+        else:
+            taken[name] = jax.device_put(other, leaf.sharding)
+    if not taken:
         raise UserError(f"{where} has none of this model's parameters; choose another")
     cli.say(
-        f"begins with {number} parameters of {where}"
+        f"begins with {len(taken)} parameters of {where}"
         + (f"; new: {', '.join(new)}" if new else "")
     )
-    return params
+    return taken
 
 
 def _backbone(params: Params) -> Params:

@@ -12,7 +12,7 @@ from lm.nn.transformer import TransformerConfig
 from lm.sharding import MeshConfig
 from lm.tasks import TASKS
 from lm.train.checkpoint import CheckpointConfig
-from lm.train.optim import OptimConfig
+from lm.train.optim import Numbers, OptimConfig
 from lm.types import UserError
 
 
@@ -152,6 +152,21 @@ class Config:
         if not self.lora.rank:
             return self.optim
         return dataclasses.replace(self.optim, freeze=(*self.optim.freeze, FROZEN))
+
+    @property
+    def numbers(self) -> Numbers:
+        """What its compiled step takes as an argument."""
+        steps = (self.num_train_steps, self.warmup_steps)
+        return Numbers.of(self.optim, *steps, self.seed)
+
+    def without_numbers(self) -> "Config":
+        """Returns what runs have in common that differ in `numbers` alone."""
+        optim = dataclasses.replace(
+            self.optim, learning_rate=0.0, weight_decay=0.0, final_fraction=0.0
+        )
+        return dataclasses.replace(
+            self, optim=optim, num_train_steps=1, warmup_steps=0, seed=0
+        )
 
     @classmethod
     def of(cls, values: Any) -> "Config":

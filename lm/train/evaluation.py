@@ -91,8 +91,7 @@ class Evaluator:
         if enough < batch_size:  # the rest would be padding
             self._batch_size, self._batches = enough, batches(enough)
         self._limit = 0 if self.examples else max_batches
-        self._step = make_eval_step(model, task)
-        self._jitted = jax.jit(self._step, out_shardings=sharding.replicated(mesh))
+        self._jitted = _jitted_eval_step(model, task, mesh)
 
     @property
     def num_batches(self) -> int:
@@ -151,7 +150,7 @@ class Evaluator:
             batch = self._batches.batch(number)
             shapes = tuple(value.shape for value in batch.values())
             if shapes not in made:
-                made[shapes] = jax.eval_shape(self._step, params, batch)
+                made[shapes] = jax.eval_shape(self._jitted, params, batch)
             metrics, outputs = made[shapes]
             found.add(
                 number,
@@ -163,6 +162,12 @@ class Evaluator:
                 f"checkpoint.best_metric {name!r} is no metric of this task"
                 f"{cli.suggest(name, sorted(names))}"
             )
+
+
+@functools.lru_cache(maxsize=4)
+def _jitted_eval_step(model: nn.Module, task: Task, mesh: Mesh) -> Callable:
+    """Compiles what runs share that differ in their numbers alone."""
+    return jax.jit(make_eval_step(model, task), out_shardings=sharding.replicated(mesh))
 
 
 def read_examples(

@@ -1,6 +1,8 @@
 """The training loop."""
 
 import contextlib
+import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from lm import metrics as metrics_lib
@@ -24,11 +26,11 @@ from lm.train.begin import warm_start
 from lm.train.checkpoint import Checkpoints
 from lm.train.config import Config
 from lm.train.evaluation import Evaluator, put
-from lm.train.optim import make_optimizer, make_schedule
+from lm.train.optim import Numbers, make_optimizer
 from lm.train.state import TrainState, abstract_state, check_memory, init_state
 from lm.train.step import make_train_step
 from lm.train.stop import Stop, on_signal
-from lm.types import Batch, UserError
+from lm.types import Batch, Params, UserError
 
 
 @dataclass(frozen=True)
@@ -41,24 +43,43 @@ class Run:
     task: Task
     model: nn.Module
     abstract: TrainState
-    init: Callable[[], TrainState]
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, metrics_lib.Metrics]]
+    numbers: Numbers
+    jitted_init: Callable[..., TrainState]
+    jitted_step: Callable[..., tuple[TrainState, metrics_lib.Metrics]]
+
+    def init(self, given: Params | None = None) -> TrainState:
+        """Returns the state of step 0; parameters may be given by their names."""
+        return self.jitted_init(np.int32(self.config.seed), given or {})
+
+    def train_step(
+        self, state: TrainState, batch: Batch
+    ) -> tuple[TrainState, metrics_lib.Metrics]:
+        """Returns the state after a batch, and the batch's metrics."""
+        return self.jitted_step(state, batch, self.numbers)
 
 
 def build(config: Config, tokenizer: Tokenizer, devices: Sequence | None = None) -> Run:
     """Builds a run on `devices` (default: all); parameters exist as shapes only.
 
+    Runs that differ in their numbers alone share what they compile.
+
     Raises:
         UserError: If a batch does not divide over the devices.
     """
+    given = None if devices is None else tuple(devices)
+    run = _build(config.without_numbers(), tokenizer, given)
+    return dataclasses.replace(run, config=config, numbers=config.numbers)
+
+
+@functools.lru_cache(maxsize=4)
+def _build(config: Config, tokenizer: Tokenizer, devices: tuple | None) -> Run:
     mesh = sharding.build_mesh(config.mesh, devices)
     check_batches(config, mesh)
     task = build_task(config.task, tokenizer)
     model = lora.adapt(task.build_model(config.model), config.lora)
-    schedule = make_schedule(config.optim, config.num_train_steps, config.warmup_steps)
     abstract, optimizer = abstract_state(
         model,
-        lambda params: make_optimizer(config.optimizer, schedule, params),
+        lambda params: make_optimizer(config.optimizer, config.numbers, params),
         mesh,
         config.mesh,
         has_ema=config.optim.ema_decay > 0,
@@ -72,10 +93,11 @@ def build(config: Config, tokenizer: Tokenizer, devices: Sequence | None = None)
         task,
         model,
         abstract,
-        lambda: init_state(model, optimizer, abstract, config.seed),
+        config.numbers,
+        init_state(model, optimizer, abstract),
         jax.jit(
-            make_train_step(config, model, task, optimizer, schedule),
-            in_shardings=(layout, rows),
+            make_train_step(config, model, task),
+            in_shardings=(layout, rows, everywhere),
             out_shardings=(layout, everywhere),
             donate_argnums=0,
         ),
@@ -160,17 +182,15 @@ def _train(run: Run, workdir: Path, profile: range) -> dict[str, Any]:
 
 def _begin(run: Run) -> TrainState:
     """Returns the state of step 0, with the parameters of `init_from`."""
-    state, config = run.init(), run.config
+    config = run.config
     if not config.init_from:
-        return state
+        return run.init()
     workdir = Path(config.init_from)
     source = workdir_lib.load_config(workdir)
     model = build_task(source.task, run.tokenizer).build_model(source.model)
     found, step = workdir_lib.load_params(workdir, source, model, run.mesh, config.mesh)
-    params = warm_start(state.params, found, f"{workdir} at step {step}")
-    # A copy: the step donates both.
-    ema_params = jax.tree.map(jnp.copy, params) if state.ema_params else None
-    return state.replace(params=params, ema_params=ema_params)  # pyright: ignore
+    where = f"{workdir} at step {step}"
+    return run.init(warm_start(run.abstract.params, found, where))
 
 
 @dataclass(frozen=True)

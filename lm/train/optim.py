@@ -8,7 +8,7 @@ not depend on `model.scan_layers`.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -116,40 +116,76 @@ def parse_scales(pairs: tuple[str, ...]) -> list[tuple[str, float]]:
     return parsed
 
 
-def make_schedule(
-    config: OptimConfig, num_train_steps: int, warmup_steps: int
-) -> optax.Schedule:
+class Numbers(NamedTuple):
+    """What a compiled step takes as an argument: one program serves all values.
+
+    Attributes:
+        learning_rate: As in `OptimConfig`.
+        weight_decay: As in `OptimConfig`.
+        final_fraction: As in `OptimConfig`.
+        warmup_steps: Steps over which the learning rate rises.
+        num_train_steps: Steps of the run.
+        seed: Of dropout.
+    """
+
+    learning_rate: Array
+    weight_decay: Array
+    final_fraction: Array
+    warmup_steps: Array
+    num_train_steps: Array
+    seed: Array
+
+    @classmethod
+    def of(
+        cls,
+        config: OptimConfig,
+        num_train_steps: int = 1,
+        warmup_steps: int = 0,
+        seed: int = 0,
+    ) -> "Numbers":
+        """Returns those of a run."""
+        return cls(
+            learning_rate=np.float32(config.learning_rate),
+            weight_decay=np.float32(config.weight_decay),
+            final_fraction=np.float32(config.final_fraction),
+            warmup_steps=np.float32(warmup_steps),
+            num_train_steps=np.float32(num_train_steps),
+            seed=np.uint32(seed),
+        )
+
+
+def make_schedule(config: OptimConfig, numbers: Numbers) -> optax.Schedule:
     """Returns the learning rate as a function of the number of updates before.
 
-    It rises linearly over `warmup_steps` and is at the peak in the last of them.
+    It rises linearly over the warm-up and is at the peak in the last step of it.
     """
 
     def schedule(count: Array) -> Array:
         count = jnp.asarray(count, jnp.float32)
-        rise = jnp.minimum((count + 1) / max(warmup_steps, 1), 1)
-        after = max(num_train_steps - warmup_steps, 1)
-        progress = jnp.clip((count - warmup_steps) / after, 0, 1)
-        end = config.final_fraction
+        warmup = jnp.maximum(numbers.warmup_steps, 1)
+        rise = jnp.minimum((count + 1) / warmup, 1)
+        after = jnp.maximum(numbers.num_train_steps - numbers.warmup_steps, 1)
+        progress = jnp.clip((count - numbers.warmup_steps) / after, 0, 1)
+        end = numbers.final_fraction
         match config.schedule:
             case "cosine":
                 shape = end + (1 - end) * (1 + jnp.cos(jnp.pi * progress)) / 2
             case "linear":
                 shape = 1 + (end - 1) * progress
             case "rsqrt":
-                first = max(warmup_steps, 1)
-                shape = jnp.sqrt(first / jnp.maximum(count + 1, first))
+                shape = jnp.sqrt(warmup / jnp.maximum(count + 1, warmup))
             case "wsd":
                 share = max(config.decay_fraction, 1e-9)
                 shape = 1 + (end - 1) * jnp.clip((progress - 1 + share) / share, 0, 1)
             case _:
                 shape = 1.0
-        return config.learning_rate * rise * shape
+        return numbers.learning_rate * rise * shape
 
     return schedule
 
 
 def make_optimizer(
-    config: OptimConfig, schedule: optax.Schedule, params: Params
+    config: OptimConfig, numbers: Numbers, params: Params
 ) -> optax.GradientTransformation:
     """Returns the optimizer of these parameters (shapes are enough).
 
@@ -160,7 +196,7 @@ def make_optimizer(
     trained = jax.tree.map(lambda x, stay: None if stay else x, params, stays)
     rules = [(regex, True) for regex in config.decay]
     decays = _by_name(params, tree.first_match(params, rules, False, "optim.decay"))
-    decay = optax.add_decayed_weights(config.weight_decay, decays)
+    decay = optax.add_decayed_weights(numbers.weight_decay, decays)
     parts = [optax.clip_by_global_norm(config.grad_clip_norm or jnp.inf)]
     match config.name:
         case "adamw":
@@ -188,7 +224,8 @@ def make_optimizer(
                 lambda updates, _: jax.tree.map(jnp.multiply, updates, factors(updates))
             )
         )
-    optimizer = optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+    parts.append(optax.scale_by_learning_rate(make_schedule(config, numbers)))
+    optimizer = optax.chain(*parts)
     if not any(jax.tree.leaves(stays)):
         return optimizer
     labels = jax.tree.map(lambda stay: "frozen" if stay else "trained", stays)

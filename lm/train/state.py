@@ -146,12 +146,16 @@ def init_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     abstract: TrainState,
-    seed: int,
-) -> TrainState:
-    """Makes the state, each leaf on the devices where it stays."""
+) -> Callable[[Array, dict[str, Array]], TrainState]:
+    """Returns `(seed, given) -> state`, each leaf on the devices where it stays.
 
-    def init(seed: Array) -> TrainState:
-        params = init_params(model, seed)
+    Parameters that are given, by their names, are not made but taken over.
+    """
+
+    def init(seed: Array, given: dict[str, Array]) -> TrainState:
+        params = tree.map_with_names(
+            lambda name, leaf: given.get(name, leaf), init_params(model, seed)
+        )
         zero = jnp.zeros((), jnp.int32)
         return TrainState(
             step=zero,
@@ -164,4 +168,4 @@ def init_state(
         )
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(init, out_shardings=shardings)(seed)
+    return jax.jit(init, out_shardings=shardings, donate_argnums=1)

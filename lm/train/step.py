@@ -10,11 +10,11 @@ import optax
 from lm.metrics import Mean, Metrics
 from lm.tasks import Predictive, Task
 from lm.train.config import Config
-from lm.train.optim import frozen
+from lm.train.optim import Numbers, frozen, make_optimizer, make_schedule
 from lm.train.state import TrainState
 from lm.types import Array, Batch, Params
 
-Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Step = Callable[[TrainState, Batch, Numbers], tuple[TrainState, Metrics]]
 
 # Of the running mean of the loss that a spike is measured by.
 MEAN_LOSS_DECAY = 0.98
@@ -24,14 +24,12 @@ def make_train_step(
     config: Config,
     model: nn.Module,
     task: Task,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
 ) -> Step:
-    """Returns `(state, batch) -> (state, metrics)`.
+    """Returns `(state, batch, numbers) -> (state, metrics)`.
 
     Frozen parameters have no gradient. A step whose loss, gradient or update is not
     finite, or whose loss spikes, leaves parameters and optimizer as they were and is
-    counted.
+    counted. What `Numbers` has is not read from the config.
     """
 
     def objective(params: Params, batch: Batch, rng: Array) -> tuple[Array, Metrics]:
@@ -43,8 +41,12 @@ def make_train_step(
         )
         return task.loss(model, params, batch, rng)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    def train_step(
+        state: TrainState, batch: Batch, numbers: Numbers
+    ) -> tuple[TrainState, Metrics]:
+        optimizer = make_optimizer(config.optimizer, numbers, state.params)
+        schedule = make_schedule(config.optim, numbers)
+        rng = jax.random.fold_in(jax.random.key(numbers.seed), state.step)
         grads, metrics = accumulate(
             jax.grad(objective, has_aux=True),
             state.params,

@@ -42,7 +42,7 @@ MAY_CHANGE = (
     *("num_train_steps", "log_every_steps", "eval_every_steps"),
     *("checkpoint_every_steps", "eval", "checkpoint", "mesh", "guard"),
     *("data.tokenizer", "data.data_dir", "data.cache_dir", "data.prefetch"),
-    *("data.num_workers", "model.remat"),
+    *("data.num_workers", "model.remat", "model.scan_unroll"),
 )
 
 

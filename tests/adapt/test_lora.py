@@ -16,7 +16,7 @@ from lm.models import MODELS, build_model
 from lm.nn.heads import PooledHead
 from lm.nn.losses import cross_entropy
 from lm.nn.transformer import stack_layers, unstack_layers
-from lm.train.optim import OptimConfig, frozen, make_optimizer
+from lm.train.optim import Numbers, OptimConfig, frozen, make_optimizer
 from lm.train.state import placed_params
 from lm.types import UserError
 
@@ -26,7 +26,7 @@ SMALL = {"vocab_size": V, "emb_dim": D, "num_layers": L, "num_heads": N, "max_le
 SMALL |= {"dropout_rate": 0.0, "attention_dropout_rate": 0.0}
 
 EVERY = LoraConfig(rank=RANK, targets=("kernel$",))
-OPTIM = OptimConfig(freeze=(FROZEN,))
+OPTIM = OptimConfig(freeze=(FROZEN,), schedule="constant")
 
 with_models = pytest.mark.parametrize(
     "name, scan", [("gpt", True), ("gpt", False), ("t5", True), ("headed", True)]
@@ -223,7 +223,7 @@ def test_gradients_of_the_base_are_not_computed():
 
 def train(model, params, config, steps):
     """Returns the losses of some steps of training, and the parameters after them."""
-    optimizer = make_optimizer(config, lambda _: config.learning_rate, params)
+    optimizer = make_optimizer(config, Numbers.of(config), params)
 
     @jax.jit
     def step(params, opt_state, batch):

@@ -259,6 +259,14 @@ def test_scan_is_loop(name):
     assert tree.names(nn.unbox(abstract)) == tree.names(loose)
 
 
+@pytest.mark.parametrize("unroll", [2, 9])
+def test_unrolled_is_scanned(unroll):
+    plain, params = make("gpt")
+    model = build_model(dataclasses.replace(plain.config, scan_unroll=unroll))
+    batch = make_batch()
+    assert_close(gradients(plain, params, batch), gradients(model, params, batch))
+
+
 @pytest.mark.parametrize(
     "name,remat,scan",
     [

@@ -11,7 +11,7 @@ from lm.data.files import Row
 from lm.models import bert
 from lm.tasks.pair import Config, Pair, cut_longest
 from lm.text import tokenizers
-from lm.train.optim import OptimConfig, make_optimizer, make_schedule
+from lm.train.optim import Numbers, OptimConfig, make_optimizer
 from lm.train.state import init_params
 from lm.types import UserError
 
@@ -163,7 +163,7 @@ def test_a_small_model_learns_what_depends_on_both_texts():
     batch["example_mask"] = np.ones(len(rows), np.float32)
     params = jax.jit(lambda: init_params(model, 0))()
     optim = OptimConfig(learning_rate=3e-3)
-    optimizer = make_optimizer(optim, make_schedule(optim, 150, 10), params)
+    optimizer = make_optimizer(optim, Numbers.of(optim, 150, 10), params)
 
     @jax.jit
     def step(params, state, batch):

@@ -11,7 +11,7 @@ import pytest
 from lm.models import build_model
 from lm.sharding import MeshConfig, build_mesh
 from lm.train.checkpoint import CheckpointConfig, Checkpoints, checksums
-from lm.train.optim import make_optimizer, make_schedule
+from lm.train.optim import Numbers, make_optimizer
 from lm.train.state import abstract_state, init_state
 from lm.types import UserError
 
@@ -25,17 +25,16 @@ def make_state(make_config):
     def make(mesh_config, number, name="adamw", seed=0):
         config = make_config()
         optim = dataclasses.replace(config.optim, name=name)
-        schedule = make_schedule(optim, 10, 1)
         model = build_model(config.model)
         mesh = build_mesh(mesh_config, jax.devices()[:number])
         abstract, optimizer = abstract_state(
             model,
-            lambda params: make_optimizer(optim, schedule, params),
+            lambda params: make_optimizer(optim, Numbers.of(optim), params),
             mesh,
             mesh_config,
             has_ema=True,
         )
-        return init_state(model, optimizer, abstract, seed), abstract
+        return init_state(model, optimizer, abstract)(seed, {}), abstract
 
     return make
 

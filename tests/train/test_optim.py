@@ -12,6 +12,7 @@ from lm.models import t5
 from lm.nn.transformer import stack_layers, unstack_layers
 from lm.train.optim import (
     OPTIMIZERS,
+    Numbers,
     OptimConfig,
     frozen,
     make_optimizer,
@@ -44,12 +45,20 @@ def random_params(seed=0):
     }
 
 
-def constant(config):
-    return make_schedule(dataclasses.replace(config, schedule="constant"), 100, 0)
+def constant(config, params):
+    """Returns the optimizer with a learning rate that does not change."""
+    config = dataclasses.replace(config, schedule="constant")
+    return make_optimizer(config, Numbers.of(config), params)
+
+
+def rates(config, warmup_steps):
+    """Returns the learning rates of 100 steps and the one after them."""
+    schedule = make_schedule(config, Numbers.of(config, 100, warmup_steps))
+    return np.array(jax.vmap(schedule)(jnp.arange(101)))
 
 
 def updates_of(config, params, steps=3):
-    optimizer = make_optimizer(config, constant(config), params)
+    optimizer = constant(config, params)
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     updates = None
     for _ in range(steps):
@@ -62,7 +71,7 @@ def updates_of(config, params, steps=3):
 def test_every_optimizer_minimises(name):
     config = OptimConfig(name=name, learning_rate=0.1, weight_decay=0.0)
     params = {"layers": {"mlp": {"kernel": jnp.ones((2, 8, 8))}}, "bias": jnp.ones(8)}
-    optimizer = make_optimizer(config, constant(config), params)
+    optimizer = constant(config, params)
     state = optimizer.init(params)
 
     def loss(params):
@@ -108,7 +117,7 @@ def test_decay_acts_on_the_named_parameters():
     params = random_params()
     zeros = jax.tree.map(jnp.zeros_like, params)
     config = OptimConfig(learning_rate=0.5, weight_decay=0.1)
-    optimizer = make_optimizer(config, constant(config), params)
+    optimizer = constant(config, params)
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
     layers, before = updates["encoder"]["layers"], params["encoder"]["layers"]
     np.testing.assert_allclose(
@@ -133,7 +142,7 @@ def test_frozen_parameters_stay_and_cost_no_memory(name):
     assert not updates["embedding"].any()
     assert all(leaf.any() for leaf in jax.tree.leaves(updates["decoder"]))
     trained = {"decoder": params["decoder"]}
-    alone = make_optimizer(OptimConfig(name=name), constant(config), trained)
+    alone = constant(OptimConfig(name=name), trained)
     assert sizes(state) == sizes(alone.init(trained))
 
 
@@ -182,7 +191,7 @@ def gradient_steps(config, params, gradient=1.0):
         config, name="sgd", b1=0.0, learning_rate=1.0, weight_decay=0.0
     )
     config = dataclasses.replace(config, grad_clip_norm=0.0)
-    optimizer = make_optimizer(config, constant(config), params)
+    optimizer = constant(config, params)
     gradients = jax.tree.map(lambda leaf: jnp.full_like(leaf, gradient), params)
     return optimizer.update(gradients, optimizer.init(params), params)[0]
 
@@ -259,14 +268,16 @@ def test_an_adapter_learns_at_the_rate_of_its_layer():
 def test_a_mistake_is_named(field, value, cure):
     with pytest.raises(UserError, match=r"^optim\.|^unknown optim\.|optim\.") as caught:
         config = dataclasses.replace(OptimConfig(), **{field: value})
-        make_optimizer(config, constant(config), random_params())
+        constant(config, random_params())
     assert cure in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["cosine", "linear", "wsd", "rsqrt", "constant"])
 def test_schedules_rise_to_the_peak_and_then_never_rise(name):
     config = OptimConfig(schedule=name, learning_rate=2.0, final_fraction=0.25)
-    rate = np.array(jax.vmap(make_schedule(config, 100, 10))(jnp.arange(101)))
+    rate = np.array(
+        jax.vmap(make_schedule(config, Numbers.of(config, 100, 10)))(jnp.arange(101))
+    )
     np.testing.assert_allclose(rate[:10], 2.0 * np.arange(1, 11) / 10, rtol=1e-6)
     assert (np.diff(rate[9:]) <= 1e-6).all()
     end = {"constant": 2.0, "rsqrt": 2.0 * (10 / 101) ** 0.5}.get(name, 0.5)
@@ -275,11 +286,13 @@ def test_schedules_rise_to_the_peak_and_then_never_rise(name):
 
 def test_wsd_falls_only_at_the_end():
     config = OptimConfig(schedule="wsd", learning_rate=1.0, decay_fraction=0.2)
-    rate = np.array(jax.vmap(make_schedule(config, 100, 0))(jnp.arange(101)))
+    rate = np.array(
+        jax.vmap(make_schedule(config, Numbers.of(config, 100, 0)))(jnp.arange(101))
+    )
     assert (rate[:81] == 1).all() and rate[81] < 1
 
 
 @pytest.mark.parametrize("name", ["cosine", "linear", "wsd", "rsqrt", "constant"])
 def test_no_warmup_begins_at_the_peak(name):
     config = OptimConfig(schedule=name, learning_rate=3.0)
-    assert float(make_schedule(config, 10, 0)(0)) == 3.0
+    assert float(make_schedule(config, Numbers.of(config, 10, 0))(0)) == 3.0

@@ -13,10 +13,11 @@ from lm import metrics as metrics_lib
 from lm import sharding, tree
 from lm.sharding import MeshConfig
 from lm.text import tokenizers
+from lm.train import loop
 from lm.train.config import GuardConfig
 from lm.train.evaluation import put
 from lm.train.loop import build, build_batches
-from lm.train.optim import OptimConfig
+from lm.train.optim import OptimConfig, make_schedule
 from lm.types import UserError
 
 # Its updates are as near to each other as gradients are. Adam's are not, where a
@@ -55,6 +56,29 @@ def assert_same(a, b, rtol=2e-4, atol=2e-5):
 
 def losses(metrics):
     return [m["loss"] for m in metrics]
+
+
+def test_runs_that_differ_in_numbers_share_their_program(make_config):
+    config = make_config(optim=OptimConfig(schedule="linear"))
+    optim = dataclasses.replace(
+        config.optim, learning_rate=0.02, weight_decay=0.5, final_fraction=0.9
+    )
+    other = dataclasses.replace(
+        config, optim=optim, seed=5, num_train_steps=3, warmup_steps=1
+    )
+    runs = {config: run_steps(config)[0], other: run_steps(other)[0]}
+    steps = [built(config, None)[0].jitted_step for config in runs]
+    assert steps[0] is steps[1] and steps[0]._cache_size() == 1
+    for config, metrics in runs.items():
+        loop._build.cache_clear()
+        built.cache_clear()
+        assert losses(run_steps(config)[0]) == losses(metrics)
+        schedule = make_schedule(config.optim, config.numbers)
+        assert [m["optim/learning_rate"] for m in metrics] == [
+            pytest.approx(float(schedule(step))) for step in range(3)
+        ]
+    first, second = runs.values()
+    assert losses(first) != losses(second)
 
 
 @pytest.mark.parametrize("kind", ["gpt", "bert", "t5"])
