@@ -1,0 +1,1 @@
+"""What the sweep searches, and what it finds."""
