@@ -120,7 +120,7 @@ def main(args: Namespace) -> dict[str, Any]:
         examples, _ = read_examples(task, data, split, limit)
     # What a model that was imported has seen is not known.
     if predicts and not args.keep_seen and config.data.sources:
-        kinds, overlap = _find_seen(task, examples, config.data, split)
+        kinds, overlap = find_seen(task, examples, config.data, split)
         is_new = [kind != "exact" for kind in kinds]
         examples = list(itertools.compress(examples, is_new))
         kinds = list(itertools.compress(kinds, is_new))
@@ -173,7 +173,7 @@ def _tune(
     return values
 
 
-def _find_seen(
+def find_seen(
     task: Any, examples: Sequence[Any], data: Any, split: str
 ) -> tuple[list[str], dict[str, Any]]:
     """Compares examples with the training split.
