@@ -30,11 +30,12 @@ metrics, between commas, the page shows the Pareto front.
 
 Every trial is a run of `lm.train` in the workdir, under `trials`. The same command goes
 on where it was ended, however that was: finished trials stay, others go on from their
-checkpoints. On several machines the same command with the same --storage, the URL of a
-PostgreSQL or MySQL database, shares the trials between them; the workdir must be of a
-file system that they share if a trial is to go on elsewhere. `--emit=shell` prints one
-command a trial for a queue of your own; run the sweep when they have run, and it takes
-their results in. `optuna-dashboard sqlite:///WORKDIR/study.db` looks into the database.
+checkpoints; only if all have failed are they tried again. On several machines the same
+command with the same --storage, the URL of a PostgreSQL or MySQL database, shares the
+trials between them; the workdir must be of a file system that they share if a trial is
+to go on elsewhere. `--emit=shell` prints one command a trial for a queue of your own;
+run the sweep when they have run, and it takes their results in. `optuna-dashboard
+sqlite:///WORKDIR/study.db` looks into the database.
 """
 
 import contextlib
@@ -43,6 +44,7 @@ import runpy
 import shlex
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,14 +53,13 @@ from rich.console import Console
 from experiments.search import results, space, text
 from experiments.search.plan import PRUNERS, STRATEGIES, Plan, workdir_of
 from experiments.search.results import MODES, Metric
+from experiments.search.space import MOST
+from experiments.search.worker import LATENCY, PARAMETERS
 from lm import cli
 from lm import config as config_lib
 from lm.atomic import make_folder, write_text
 from lm.config import check_choice, check_range
 from lm.types import UserError
-
-if TYPE_CHECKING:
-    from experiments.search.study import Study
 
 if TYPE_CHECKING:
     from experiments.search.study import Study
@@ -93,14 +94,31 @@ def main(args: Namespace, overrides: list[str]) -> dict[str, Any]:
     if args.dry_run or args.emit:
         return _print_plan(args, plan)
     make_folder(Path(args.workdir))
+    if args.best:
+        _check_place(Path(args.best))
     from experiments.search.scheduler import Scheduler
-    from experiments.search.study import Study
+    from experiments.search.study import Study, one_line
 
     root = Path(args.workdir)
     study = Study(root, plan, args.storage)
-    with contextlib.closing(Scheduler(study, root, args.parallel)) as scheduler:
-        scheduler.run()
-    return _report(args, study)
+    with one_line(study.url):
+        with contextlib.closing(Scheduler(study, root, args.parallel)) as scheduler:
+            scheduler.run()
+        return _report(args, study)
+
+
+def _check_place(path: Path) -> None:
+    """Raises a UserError unless a file can be written there."""
+    make_folder(path.parent)
+    try:
+        with path.open("a"):
+            pass
+        if not path.stat().st_size:
+            path.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write --best={path}: {error.strerror}; choose another place"
+        ) from error
 
 
 def _plan(args: Namespace, overrides: list[str]) -> Plan:
@@ -110,15 +128,30 @@ def _plan(args: Namespace, overrides: list[str]) -> Plan:
     check_choice("--pruner", pruner, PRUNERS)
     check_range("--parallel", args.parallel, 1)
     check_range("--trials", args.trials, 0)
+    if not args.workdir:
+        raise UserError("--workdir is empty; name a folder")
+    if (Path(args.workdir) / "config.json").exists():
+        raise UserError(
+            f"{args.workdir} is a workdir of lm.train, not of a sweep; choose another"
+        )
     config = config_lib.load(args.config, overrides)
     whole = text.parse(args.sweep) if args.sweep else _of_config(args.config)
     varied, seeds = space.split_seed(space.typed(whole, config))
-    metrics = tuple(map(_metric, args.metric.split(",")))
+    metrics = [_metric(word) for word in args.metric.split(",")]
+    _check_metrics(metrics, config)
+    if len(metrics) > 1 and args.strategy == "cmaes":
+        raise UserError("--strategy=cmaes goes by one --metric; tpe takes several")
     if len(metrics) > 1 and pruner != "none":
         raise UserError(f"--pruner={pruner} goes by one --metric; name one")
-    if pruner != "none" and not config.eval_every_steps:
+    first, last = int(config.eval_every_steps), int(config.num_train_steps)  # pyright: ignore
+    if pruner != "none" and not 0 < first < last:
         raise UserError(
-            f"--pruner={pruner} goes by evaluations; set --config.eval_every_steps"
+            f"--pruner={pruner} goes by evaluations; set --config.eval_every_steps to "
+            "less than num_train_steps"
+        )
+    if pruner != "none" and metrics[0].name in (PARAMETERS, LATENCY):
+        raise UserError(
+            f"--pruner={pruner} goes by evaluations, and {metrics[0].name} is none"
         )
     size = varied.size
     if args.strategy == "grid" and not math.isfinite(size):
@@ -126,16 +159,23 @@ def _plan(args: Namespace, overrides: list[str]) -> Plan:
     if args.strategy != "grid" and not args.trials:
         raise UserError(f"--strategy={args.strategy} needs --trials=N")
     number = int(min(args.trials or size, size))
+    trials = number * max(len(seeds), 1)
+    if trials > MOST:
+        raise UserError(
+            f"the sweep has {trials:,} trials, more than {MOST:,}; "
+            "name fewer values, or set a lower --trials"
+        )
     return Plan(
         command=(args.config, *overrides),
+        config=config.to_dict(),
         space=varied,
         seeds=tuple(seeds),
-        metrics=metrics,
+        metrics=tuple(metrics),
         strategy=args.strategy,
         pruner=pruner,
         num_points=number,
-        first_step=int(config.eval_every_steps),  # pyright: ignore
-        last_step=int(config.num_train_steps),  # pyright: ignore
+        first_step=first,
+        last_step=last,
         seed=args.seed,
     )
 
@@ -164,6 +204,22 @@ def _metric(word: str) -> Metric:
     if mode:
         check_choice("--metric: the mode", mode, MODES)
     return Metric(name, mode or ("min" if name.endswith(SMALL) else "max"))
+
+
+def _check_metrics(metrics: Sequence[Metric], config: Any) -> None:
+    """Refuses metrics that no run can have."""
+    names = [metric.name for metric in metrics]
+    split = config.data.eval_split
+    for name in names:
+        kind, _, rest = name.rpartition("/")
+        if names.count(name) > 1:
+            raise UserError(f"--metric has {name} twice; leave one out")
+        if name.startswith("model/"):
+            check_choice("--metric", name, (PARAMETERS, LATENCY))
+        elif not kind or (kind.startswith("eval") and kind != f"eval/{split}"):
+            raise UserError(
+                f"a run has no metric {name!r}; did you mean 'eval/{split}/{rest}'?"
+            )
 
 
 def _print_plan(args: Namespace, plan: Plan) -> dict[str, Any]:
@@ -208,13 +264,14 @@ def _report(args: Namespace, study: "Study") -> dict[str, Any]:
     trials = study.trials()
     points = results.fold(trials, metrics)
     Console().print(table_of(trials, metrics, len(points)))
-    best = results.best(points, metrics)
+    # A mean without the seeds that failed or were pruned would be too good.
+    whole = [point for point in points if point.seeds == study.plan.seeds_each]
+    best = results.best(whole, metrics) or results.best(points, metrics)
     if best is None:
-        errors = [trial.error for trial in trials if trial.error]
-        raise UserError(
-            f"no trial has a value: {errors[0] if errors else 'all were pruned'}; "
-            f"the logs are in {root / 'logs'}"
-        )
+        is_busy = any(trial.state == "running" for trial in trials)
+        why = "others still train" if is_busy else "all were pruned"
+        why = next((trial.error for trial in trials if trial.error), why)
+        raise UserError(f"no trial has a value: {why}; the logs are in {root / 'logs'}")
     for path in (root / "best.py", *([Path(args.best)] if args.best else [])):
         write_text(path, best_config(study.plan, best))
     print(f"wrote {root / 'index.html'}, results.csv, results.json and best.py")

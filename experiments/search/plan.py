@@ -1,6 +1,7 @@
 """What a sweep tries: a plan, which says what each trial sets by its number alone."""
 
 import dataclasses
+import functools
 import json
 import math
 import random
@@ -9,14 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.search.results import SEED, Metric
-from experiments.search.space import (
-    MOST,
-    Factor,
-    Row,
-    Space,
-    Table,
-    short,
-)
+from experiments.search.space import Factor, Row, Space, Table, short
 
 STRATEGIES = ("grid", "random", "tpe", "cmaes", "hyperband")
 PRUNERS = ("none", "median", "hyperband")
@@ -30,6 +24,7 @@ class Plan:
 
     Attributes:
         command: What every trial trains: the config's path and overrides.
+        config: What these make.
         space: Which overrides are tried, without the seed.
         seeds: Those that every point is trained with; () means the config's.
         metrics: What is to be reached.
@@ -42,6 +37,7 @@ class Plan:
     """
 
     command: tuple[str, ...]
+    config: dict[str, Any]
     space: Space
     seeds: tuple[int, ...]
     metrics: tuple[Metric, ...]
@@ -87,9 +83,8 @@ class Plan:
             return _nth(factors, point)
         if self.strategy != "random":
             return None
-        if self.space.size <= MOST:  # each of them at most once
-            order = list(range(int(self.space.size)))
-            random.Random(self.seed).shuffle(order)
+        if math.isfinite(self.space.size):  # each of them at most once
+            order = _different(int(self.space.size), self.num_points, self.seed)
             return _nth(factors, order[point])
         rng = random.Random(f"{self.seed}/{point}")
         return {name_of(factor): _draw(rng, factor) for factor in factors}
@@ -137,6 +132,15 @@ def _nth(factors: Sequence[Factor], number: int) -> Params:
         number, index = divmod(number, len(values))
         params[name_of(factor)] = values[index]
     return params
+
+
+@functools.lru_cache(maxsize=4)
+def _different(below: int, number: int, seed: int) -> list[int]:
+    """Returns different numbers at random; of more of them these are the first."""
+    rng, found = random.Random(seed), {}
+    while len(found) < number:
+        found[rng.randrange(below)] = None
+    return list(found)
 
 
 def _draw(rng: random.Random, factor: Factor) -> Any:

@@ -3,12 +3,13 @@
 import contextlib
 import json
 import math
+import os
 import shlex
 import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,17 @@ from experiments.search import results, space
 from experiments.search.page import duration, write_page
 from experiments.search.plan import workdir_of
 from experiments.search.results import Metric, Trial
-from experiments.search.study import Study
-from experiments.search.worker import Job, Worker, shares
+from experiments.search.study import Study, masked
+from experiments.search.worker import Job, Worker, no_metric, shares
 from lm import cli
+from lm.types import UserError
 
 # A trial whose process dies is tried so many times in all.
 ATTEMPTS = 3
 
 # Seconds between two looks at the workers, two writings of the page, two signs of life.
 POLL, WRITE, BEAT = 0.1, 10.0, 60.0
+SHOW = 1.0  # and two pictures in a terminal
 SHOWN = 8  # points in the live table
 
 
@@ -81,10 +84,12 @@ class Scheduler:
         """
         self._study, self._plan, self._root = study, study.plan, root
         self._shares = shares(parallel)
-        cache = {
-            "JAX_COMPILATION_CACHE_DIR": str((self._root / "cache").resolve()),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
+        cache = {}
+        if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+            cache = {
+                "JAX_COMPILATION_CACHE_DIR": str((self._root / "cache").resolve()),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            }
         for share in self._shares:
             share["env"] = cache | share["env"]
         self._workers: list[Worker] = []
@@ -94,6 +99,7 @@ class Scheduler:
 
     def run(self) -> None:
         """Trains what is left."""
+        shown = -math.inf
         live = Live(console=self._console, auto_refresh=False, transient=True)
         with live if self._console.is_terminal else contextlib.nullcontext():
             while self._give() or self._tasks:
@@ -102,7 +108,8 @@ class Scheduler:
                 if time.monotonic() - self._beaten > BEAT:
                     self._beaten = time.monotonic()
                     self._study.beat()
-                if self._console.is_terminal:
+                if self._console.is_terminal and time.monotonic() - shown > SHOW:
+                    shown = time.monotonic()
                     live.update(self._view(), refresh=True)
                 time.sleep(POLL)
 
@@ -111,10 +118,10 @@ class Scheduler:
         busy = {number: task.worker for number, task in self._tasks.items()}
         for worker in busy.values():
             worker.end_trial()
-        for number, worker in busy.items():
-            self._study.note(number, time.monotonic() - worker.began)
         for worker in self._workers:
             worker.close()
+        for number, worker in busy.items():
+            self._study.note(number, time.monotonic() - worker.began)
         self._write()
 
     def _give(self) -> bool:
@@ -153,23 +160,27 @@ class Scheduler:
         found = task.worker.result()
         name = self._plan.metrics[0].name
         for line in task.tail.read():
-            task.step = max(task.step, line.get("step", 0))
+            task.step = line.get("step", 0)
+            self._check_names(line)
             value = line.get(name)
             if value is None or line["step"] <= task.reported:
                 continue
             task.value, task.reported = value, line["step"]
-            if self._study.report(number, task.step, value) and not found:
+            if self._study.report(number, line["step"], value) and not found:
                 task.worker.prune()
         if found is None:
             return
         seconds = time.monotonic() - task.worker.began
         state, error = found["state"], found.get("error", "")
-        if state == "stopped" and task.worker.is_pruning:
+        if state == "refused":
+            raise UserError(error)
+        is_pruned = task.worker.is_pruning
+        if state == "died":
+            self._replace(task)
+        if state in ("died", "stopped") and is_pruned:
             state = "pruned"
         if state in ("died", "stopped"):
             self._study.note(number, seconds)
-            if state == "died":
-                self._replace(task)
             if task.attempts < ATTEMPTS:
                 task.attempts += 1
                 cli.say(f"trial {number} goes on: {error or 'it was stopped'}")
@@ -177,13 +188,21 @@ class Scheduler:
                 return
             state, seconds = "failed", 0.0
         del self._tasks[number]
-        kept = {"step": task.step, "seconds": seconds}
+        kept = {"step": found.get("step", task.step), "seconds": seconds}
         if state == "failed":
             kept["error"] = error or "it was stopped"
         self._study.finish(number, state, values=found.get("values"), **kept)
         self._tell(number, task, state, found)
         if time.monotonic() - self._written > WRITE:
             self._write()
+
+    def _check_names(self, line: Mapping[str, Any]) -> None:
+        """Ends a sweep whose metric is not among those of a line of its kind."""
+        for metric in self._plan.metrics:
+            kind = metric.name.partition("/")[0] + "/"
+            is_kind = any(name.startswith(kind) for name in line)
+            if is_kind and metric.name not in line:
+                raise no_metric(metric.name, line)
 
     def _replace(self, task: _Task) -> None:
         """Starts a worker in the place of one that is gone."""
@@ -219,7 +238,7 @@ class Scheduler:
         """Writes the tables and the page."""
         trials, plan = self._study.trials(), self._plan
         results.write_tables(self._root, trials, plan.metrics)
-        words = ["python", "-m", "experiments.sweep", *sys.argv[1:]]
+        words = ["python", "-m", "experiments.sweep", *map(masked, sys.argv[1:])]
         write_page(self._root, trials, plan.metrics, shlex.join(words), plan.command[0])
         self._written = time.monotonic()
 

@@ -8,19 +8,23 @@ is made twice; and none is lost with the process that had it: another takes it o
 import contextlib
 import fcntl
 import math
+import random
+import re
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from experiments.search.plan import Params, Plan, choices, name_of, workdir_of
 from experiments.search.results import Trial
 from experiments.search.space import Factor, Row, Table
+from lm.atomic import make_folder
 from lm.types import UserError
 
 NAME = "sweep"
@@ -37,6 +41,9 @@ _STATES = {
     TrialState.FAIL: "failed",
     TrialState.WAITING: "waiting",
 }
+
+# A process that was long suspended may find that another has ended its trial.
+_UNLESS_ENDED = contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError)
 
 
 def _suggest(trial: optuna.Trial, factor: Factor) -> None:
@@ -89,44 +96,73 @@ class Study:
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.plan, self._folder = plan, folder
+        self._is_shared = bool(storage)
         self.url = storage or f"sqlite:///{folder / 'study.db'}"
         self._owner = f"{socket.gethostname()}/{uuid.uuid4().hex}"
         self._sign = _hold(self._owner_file(self._owner))
         self._mine: dict[int, optuna.Trial] = {}
+        self._reported: dict[int, set[int]] = {}
         with self._locked():
+            self._storage = self._connect()
             self._study = self._open()
             self._check()
 
-    def _open(self) -> optuna.Study:
+    def _connect(self) -> optuna.storages.BaseStorage:
         is_file = self.url.startswith("sqlite")
         wait = {"connect_args": {"timeout": 100}} if is_file else {}
         try:
-            return optuna.create_study(
-                storage=optuna.storages.RDBStorage(self.url, engine_kwargs=wait),
-                study_name=NAME,
-                directions=[_DIRECTIONS[m.mode] for m in self.plan.metrics],
-                pruner=_pruner(self.plan),
-                load_if_exists=True,
-            )
+            storage = optuna.storages.RDBStorage(self.url, engine_kwargs=wait)
         except Exception as error:  # SQLAlchemy's and each driver's own
             line = " ".join(str(error).split())[:160]
             raise UserError(
-                f"cannot open the database {self.url}: {line}; set another --storage"
+                f"cannot open the database {masked(self.url)}: {masked(line)}; "
+                "set another --storage"
             ) from error
+        return optuna.storages.get_storage(storage)
+
+    def _open(self) -> optuna.Study:
+        return optuna.create_study(
+            storage=self._storage,
+            study_name=NAME,
+            directions=[_DIRECTIONS[m.mode] for m in self.plan.metrics],
+            pruner=_pruner(self.plan),
+            load_if_exists=True,
+        )
 
     def _check(self) -> None:
-        """Claims the database for the plan."""
-        signature = self.plan.signature()
-        before = self._study.user_attrs.get("plan")
-        if before is None:
-            self._study.set_user_attr("plan", signature)
-            return
-        for name, value in signature.items():
-            if before.get(name) != value:
-                raise UserError(
-                    f"{self._folder} is of another sweep: its {name} is "
-                    f"{before.get(name)}, not {value}; choose another --workdir"
-                )
+        """Claims the database for the plan.
+
+        One in which all trials failed has nothing to lose and is made anew; another
+        metric will do, too, where none has a value.
+        """
+        now = self.plan.signature()
+        before = self._study.user_attrs.get("plan", now)
+        other = [name for name in now if before.get(name) != now[name]]
+        if "config" in other and "command" not in other:  # the file has changed
+            from lm.train.workdir import check_same
+
+            check_same(self._folder, before["config"], now["config"])
+            other.remove("config")
+        trials = self._all()
+        is_failed = len(trials) >= self.plan.num_trials and all(
+            trial.state == TrialState.FAIL for trial in trials
+        )
+        has_value = any(
+            trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+            or (trial.state == TrialState.RUNNING and self._lives(trial))
+            for trial in trials
+        )
+        if (is_failed and not other) or (other == ["metrics"] and not has_value):
+            optuna.delete_study(study_name=NAME, storage=self._storage)
+            self._study, other = self._open(), []
+        if other:
+            name = other[0]
+            raise UserError(
+                f"{self._folder} is of another sweep: its {name} is "
+                f"{before.get(name)}, not {now[name]}; choose another --workdir"
+                + (" and --storage" if self._is_shared else "")
+            )
+        self._study.set_user_attr("plan", now)
 
     def claim(self) -> tuple[int, Row] | None:
         """Returns a trial that is now this process's, or None if none is left.
@@ -134,60 +170,75 @@ class Study:
         It is one whose process is gone, or else a new one.
         """
         with self._locked():
-            trials = self._study.get_trials(deepcopy=False)
-            trial = self._take_over(trials)
-            if trial is None and len(trials) < self.plan.num_trials:
-                trial = self._new(len(trials))
-            if trial is None:
+            found = self._take_over()
+            if found is None and len(self._all()) < self.plan.num_trials:
+                # With its owner from the first: what has none is anyone's.
+                attrs = {"owner": self._owner, "beat": time.time()}
+                new = optuna.trial.create_trial(
+                    state=TrialState.RUNNING, user_attrs=attrs
+                )
+                self._study.add_trial(new)
+                found = self._take_over()
+            if found is None:
                 return None
-            params = self._draw(trial)
+            trial = self._draw(found)
             self._mine[trial.number] = trial
-        return trial.number, self.plan.row(trial.number, params)
+            self._reported[trial.number] = set(found.intermediate_values)
+        return trial.number, self.plan.row(trial.number, trial.params)
 
-    def _take_over(self, trials: Sequence[FrozenTrial]) -> optuna.Trial | None:
-        for frozen in trials:
-            if frozen.state == TrialState.RUNNING and not self._lives(frozen):
+    def _all(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)
+
+    def _take_over(self) -> FrozenTrial | None:
+        """Returns a trial that nobody trains, with this process's name on it."""
+        free = filter(self._is_free, self._all()[: self.plan.num_trials])
+        for number in [frozen.number for frozen in free]:
+            frozen = self._all()[number]  # others may have been quicker
+            if not self._is_free(frozen):
+                continue
+            owner = frozen.user_attrs.get("owner", "")
+            if owner != self._owner:
                 trial = optuna.Trial(self._study, frozen._trial_id)
-                trial.set_user_attr("owner", self._owner)
-                trial.set_user_attr("beat", time.time())
-                if not self._is_local(frozen.user_attrs.get("owner", "")):
-                    time.sleep(PAUSE)
-                    if trial.user_attrs["owner"] != self._owner:
-                        continue
-                return trial
+                with _UNLESS_ENDED:
+                    trial.set_user_attr("owner", self._owner)
+                    trial.set_user_attr("beat", time.time())
+                time.sleep(0 if self._is_local(owner) else PAUSE)
+                frozen = self._all()[number]
+            is_mine = frozen.user_attrs.get("owner") == self._owner
+            if is_mine and frozen.state == TrialState.RUNNING:
+                return frozen
         return None
 
-    def _new(self, number: int) -> optuna.Trial | None:
-        self._study.sampler = _sampler(self.plan, number)
-        trial = self._study.ask()
-        trial.set_user_attr("owner", self._owner)
-        trial.set_user_attr("beat", time.time())
-        if trial.number < self.plan.num_trials:
-            return trial
-        self._study.tell(trial, state=TrialState.FAIL)  # another machine had the last
-        return None
-
-    def _draw(self, trial: optuna.Trial) -> Params:
-        """Returns a trial's parameters; what it has already stays."""
-        params = self.plan.params(trial.number)
-        first = trial.number - trial.number % self.plan.seeds_each
-        if params is None and trial.number > first:
+    def _draw(self, frozen: FrozenTrial) -> optuna.Trial:
+        """Gives a trial its parameters; what it has already stays."""
+        number, plan = frozen.number, self.plan
+        params = plan.params(number)
+        first = number - number % plan.seeds_each
+        if params is None and number > first:
             params = self._params_of(first)
-        if params is not None:
-            self._study.sampler = _Given(params)
-        for factor in self.plan.space.factors:
+        # A new study, for this one's samplers would know the trials of before only.
+        study = optuna.Study(NAME, self._storage, pruner=self._study.pruner)
+        trial = optuna.Trial(study, frozen._trial_id)
+        for factor in plan.space.factors:
+            study.sampler = (
+                _sampler(plan, number, name_of(factor))
+                if params is None
+                else _Given(params)
+            )
             _suggest(trial, factor)
-        return trial.params
+        return trial
 
     def _params_of(self, number: int) -> Params:
         """Returns the parameters of another trial, which may be about to get them."""
-        names = len(self.plan.space.factors)
         for _ in range(100):
-            trial = self._study.get_trials(deepcopy=False)[number]
-            if len(trial.params) == names:
-                break
+            frozen = self._all()[number]
+            if len(frozen.params) == len(self.plan.space.factors):
+                return frozen.params
             time.sleep(0.1)
-        return trial.params
+        return self._draw(frozen).params  # its process is gone
+
+    def _is_free(self, frozen: FrozenTrial) -> bool:
+        return frozen.state == TrialState.RUNNING and not self._lives(frozen)
 
     def _lives(self, trial: FrozenTrial) -> bool:
         owner = trial.user_attrs.get("owner", "")
@@ -206,28 +257,33 @@ class Study:
 
     def _owner_file(self, owner: str) -> Path:
         folder = self._folder / ".owners"
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         return folder / owner.rpartition("/")[2]
 
     def beat(self) -> None:
         """Tells other machines that this process lives; needed every minute or so."""
         for trial in self._mine.values():
-            trial.set_user_attr("beat", time.time())
+            with _UNLESS_ENDED:
+                trial.set_user_attr("beat", time.time())
 
     def report(self, number: int, step: int, value: float) -> bool:
         """Takes in a value of the first metric; returns whether to prune the trial."""
         trial = self._mine[number]
         if len(self.plan.metrics) > 1 or not math.isfinite(value):
             return False
-        trial.report(value, step)
+        if step not in self._reported[number]:  # before its process was gone
+            self._reported[number].add(step)
+            with _UNLESS_ENDED:
+                trial.report(value, step)
         return trial.should_prune()
 
     def note(self, number: int, seconds: float = 0.0, **found: Any) -> None:
         """Keeps what is known of a trial of this process; seconds add up."""
         trial = self._mine[number]
-        trial.set_user_attr("seconds", trial.user_attrs.get("seconds", 0.0) + seconds)
-        for name, value in found.items():
-            trial.set_user_attr(name, value)
+        found["seconds"] = trial.user_attrs.get("seconds", 0.0) + seconds
+        with _UNLESS_ENDED:
+            for name, value in found.items():
+                trial.set_user_attr(name, value)
 
     def finish(self, number: int, state: str, **found: Any) -> None:
         """Ends a trial of this process.
@@ -245,7 +301,7 @@ class Study:
 
     def trials(self) -> list[Trial]:
         """Returns all trials, those too that nobody has begun."""
-        found = self._study.get_trials(deepcopy=False)[: self.plan.num_trials]
+        found = self._all()[: self.plan.num_trials]
         names = len(self.plan.space.factors)
         begun = {t.number for t in found if len(t.params) == names}
         return [
@@ -272,10 +328,32 @@ class Study:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Keeps out this machine's processes: SQLite does not lock what it reads."""
-        with (self._folder / ".study.lock").open("w") as file:
+        with (self._folder / ".study.lock").open("w") as file, one_line(self.url):
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+@contextlib.contextmanager
+def one_line(url: str) -> Iterator[None]:
+    """Turns what can go wrong with a database into one line."""
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        line = " ".join(str(error.__cause__ or error).split())[:160]
+        raise UserError(
+            f"the database {masked(url)} fails: {masked(line)}; mend that, and the "
+            "same command goes on"
+        ) from error
+
+
+def masked(text: str) -> str:
+    """Returns a text without the passwords in its URLs.
+
+    >>> masked("postgresql://me:secret@host/sweeps")
+    'postgresql://me:***@host/sweeps'
+    """
+    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
 
 
 def waiting(plan: Plan, number: int) -> Trial:
@@ -295,14 +373,18 @@ def _hold(path: Path):
     return file
 
 
-def _sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
-    """Returns what draws a point: the same one however often a sweep was ended."""
-    seed = plan.seed + number
-    if plan.strategy == "cmaes":
-        return optuna.samplers.CmaEsSampler(seed=seed)
-    if plan.strategy in ("tpe", "hyperband"):
-        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
-    return optuna.samplers.RandomSampler(seed=seed)
+def _sampler(plan: Plan, number: int, name: str) -> optuna.samplers.BaseSampler:
+    """Returns what draws a parameter: the same value however often a sweep ends."""
+
+    def seed(*what: Any) -> int:
+        return random.Random(repr((plan.seed, number, *what))).getrandbits(31)
+
+    if plan.strategy == "cmaes":  # draws all numbers at once, and the rest at random
+        rest = optuna.samplers.RandomSampler(seed=seed(name))
+        return optuna.samplers.CmaEsSampler(
+            seed=seed(), independent_sampler=rest, warn_independent_sampling=False
+        )
+    return optuna.samplers.TPESampler(seed=seed(name), constant_liar=True)
 
 
 def _pruner(plan: Plan) -> optuna.pruners.BasePruner:

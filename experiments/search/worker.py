@@ -13,18 +13,28 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from experiments.search.results import Metric
+from lm.cli import suggest
 from lm.types import UserError
 
 # What can be measured besides what `metrics.jsonl` has.
 PARAMETERS, LATENCY = "model/parameters", "model/latency_ms"
 LATENCY_RUNS = 20
+
+# What a worker whose sweep was killed may need to end.
+PATIENCE = 60.0
+
+_SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
+
+class NoMetricError(UserError):
+    """Runs have no metric of the name that was given."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,10 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, share), daemon=True)
+        # A Ctrl-C is for all processes of a terminal; this one is not to hear it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         self._process.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self.job: Job | None = None
         self.began = 0.0
@@ -73,7 +86,8 @@ class Worker:
     def train(self, job: Job) -> None:
         """Gives it a trial."""
         self.job, self.began, self.is_pruning = job, time.monotonic(), False
-        self._connection.send(job)
+        with contextlib.suppress(OSError):  # it is gone; `result` will tell
+            self._connection.send(job)
 
     def prune(self) -> None:
         """Ends its trial after the step that it is at."""
@@ -140,6 +154,8 @@ def shares(parallel: int) -> list[dict[str, Any]]:
 
 def _devices() -> tuple[str, list[str]]:
     """Returns the variable that shows devices to a process, and the devices."""
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        return "", []
     for name, files in (
         ("CUDA_VISIBLE_DEVICES", "nvidia[0-9]*"),
         ("TPU_VISIBLE_CHIPS", "accel[0-9]*"),
@@ -155,6 +171,7 @@ def _work(connection: Connection, share: Mapping[str, Any]) -> None:
     """Trains what is sent, until the other end is gone."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # between trials there is nothing
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     if share["cores"] and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, share["cores"])
     os.environ.update(share["env"])
@@ -177,13 +194,14 @@ def _train(job: Job) -> dict[str, Any]:
     with Path(job.log).open("a") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # At once, but where the loop of training catches it to save a checkpoint.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         try:
             return _run(job)
+        except NoMetricError as error:
+            return {"state": "refused", "error": str(error)}
         except UserError as error:
             return {"state": "failed", "error": str(error)}
-        except KeyboardInterrupt:
-            return {"state": "stopped"}
         except Exception as error:
             import traceback
 
@@ -203,6 +221,7 @@ def _run(job: Job) -> dict[str, Any]:
 
     workdir = Path(job.workdir)
     config = Config.of(load(job.config, job.overrides))
+    _wait_for(workdir)
     result = train(config, workdir)
     if "signal" in result:
         return {"state": "stopped", "step": result["step"]}
@@ -235,18 +254,31 @@ def measure(workdir: Path, metric: Metric, result: Mapping[str, Any]) -> float:
     found = [math.nan if value is None else value for value in found]
     if not found and metric.name not in result:
         names = sorted({n for line in lines for n in line} | {*result} - {"signal"})
-        from lm.cli import suggest
-
-        raise UserError(
-            f"the run has no metric {metric.name!r}"
-            f"{suggest(metric.name, [n for n in names if '/' in n])}"
-        )
+        raise no_metric(metric.name, names)
     if not found:
         return result[metric.name]
     checkpoint = load_config(workdir).checkpoint
     if checkpoint.keep_best and metric.name.endswith(f"/{checkpoint.best_metric}"):
-        return (min if checkpoint.best_mode == "min" else max)(found)
+        pick = min if checkpoint.best_mode == "min" else max
+        return pick([x for x in found if math.isfinite(x)], default=math.nan)
     return found[-1]
+
+
+def no_metric(name: str, names: Iterable[str]) -> NoMetricError:
+    """Returns what to raise if runs have metrics of these names only."""
+    known = sorted(n for n in names if "/" in n)
+    return NoMetricError(f"a run has no metric {name!r}{suggest(name, known)}")
+
+
+def _wait_for(workdir: Path) -> None:
+    """Waits for one who trains there and is about to end."""
+    from lm.train.workdir import alone
+
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        with contextlib.suppress(UserError), alone(workdir):
+            return
+        time.sleep(0.1)
 
 
 def _parameters(workdir: Path) -> int:
