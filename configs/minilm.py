@@ -13,7 +13,7 @@ Expected of bbc: 95% of the test articles right, by their first 64 tokens, in 70
 on 2 CPU cores.
 """
 
-from lm.config import to_config_dict
+from lm.config import check_choice, to_config_dict
 from lm.data.pipeline import DataConfig
 from lm.models import bert
 from lm.tasks import classify, rank
@@ -27,6 +27,7 @@ TASKS = {"bbc": (CLASSIFY, 60, 16), "imdb": (CLASSIFY, 80, 16), "wiki": (RANK, 4
 
 
 def get_config(name="bbc"):
+    check_choice("task", name, tuple(TASKS))
     task, num_train_steps, batch_size = TASKS[name]
     return to_config_dict(
         Config(

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +60,27 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(folder: Path, overwrite: bool, sign: str, flag: str) -> Iterator[Path]:
+def new_folder(
+    folder: Path, overwrite: bool, sign: str, flag: str, sources: Sequence[Path] = ()
+) -> Iterator[Path]:
     """Yields a folder beside `folder`, which takes its place if all goes well.
 
     Args:
         folder: What it is to be.
         overwrite: Whether it may take the place of one that has `sign`.
-        sign: A file that such folders have.
+        sign: What such folders have, and no others.
         flag: What names another folder.
+        sources: What it is made from, which it must not take the place of.
 
     Raises:
         UserError: If there is something that is not to be replaced.
     """
+    for source in sources:
+        if source.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"{folder} would take the place of {source}, from which it is made; "
+                f"set another {flag}"
+            )
     is_other = not folder.is_dir() or any(folder.iterdir())
     if folder.exists() and not (folder / sign).exists() and is_other:
         raise UserError(f"{folder} has no {sign}; move it away, or set another {flag}")

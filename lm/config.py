@@ -192,4 +192,9 @@ def read(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a JSON object; bring it back from a copy")
+    if "model_type" in values or "architectures" in values:
+        raise UserError(
+            f"{path.parent} is a checkpoint of transformers, not a workdir; make one "
+            "of it with python -m tools.import_hf"
+        )
     return values

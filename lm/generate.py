@@ -25,6 +25,9 @@ from lm import cli, decoding
 from lm.completion import Completer, Completion
 from lm.types import UserError
 
+# More tokens than any model reads.
+_ANY_LENGTH = 2**30
+
 parser = cli.make_parser(__doc__)
 parser.add_argument("--workdir", required=True, help="the folder of a run of lm.train")
 parser.add_argument("--step", default="latest", help="latest, best, or a step's number")
@@ -66,11 +69,20 @@ def main(args: Namespace) -> dict[str, Any]:
     _check(args)
     prompts = _read_prompts(args)
 
-    from lm.tasks import Generative
+    from lm.tasks import Generative, Predictive, build_task
     from lm.train import workdir
 
     loaded = workdir.load(Path(args.workdir), args.step)
     task = loaded.task
+    if isinstance(task, Predictive):
+        raise UserError(
+            f"{args.workdir} has the task {task.config.name}, which writes no text; "
+            "give it texts with lm.predict"
+        )
+    if isinstance(task, Generative):
+        # Nothing of a prompt is cut off unasked: what is too long is an error.
+        whole = dataclasses.replace(task.config, length=_ANY_LENGTH)
+        task = build_task(whole, loaded.tokenizer)
     completer = Completer(
         loaded.model,
         loaded.params,
@@ -190,9 +202,15 @@ def _stream(completer: Completer, prompt: str) -> list[Completion]:
     def show(piece: str) -> None:
         print(piece, end="", flush=True)
 
-    show(prompt if completer.continues else "")
-    found = completer([prompt], show=show)
-    print()
+    before = prompt if completer.continues else ""
+
+    def show_first(piece: str) -> None:
+        nonlocal before
+        show(before + piece)
+        before = ""
+
+    found = completer([prompt], show=show_first)
+    show(f"{before}\n")
     return found
 
 

@@ -6,12 +6,12 @@
     model = AutoModelForSequenceClassification.from_pretrained("bbc_hf")
 
 The family is that from which the model was imported; of another model it is one whose
-config can say all of it, if there is one. A classifier has to end as transformers' do,
-with `task.pooling=first` and, for a BERT, `task.hidden=tanh`.
+config can say all of it, if there is one. A classifier has to end as those of
+transformers: a BERT with `task.pooling=first task.hidden=tanh`, a decoder with
+`task.pooling=last task.head_bias=false`.
 """
 
 import json
-import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def main(args: Namespace) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from lm.train import workdir as workdir_lib
-    from tools.huggingface import configs, params
+    from tools.huggingface import companions, configs, params
     from tools.huggingface.files import open_checkpoint, write_checkpoint
 
     workdir, output = Path(args.workdir), Path(args.output)
@@ -54,7 +54,10 @@ def main(args: Namespace) -> dict[str, Any]:
     if any(original.glob("model*.safetensors*")):
         kept = open_checkpoint(original)
     dtype = jnp.dtype(args.dtype)
-    with new_folder(output, args.overwrite, "config.json", "--output") as folder:
+    # No checkpoint of others has that file, nor has a workdir.
+    with new_folder(
+        output, args.overwrite, "export.json", "--output", [workdir]
+    ) as folder:
 
         def tensors():
             for key, value in params.write(loaded, family, name):
@@ -64,43 +67,16 @@ def main(args: Namespace) -> dict[str, Any]:
 
         write_checkpoint(folder, tensors())
         write_json(folder / "config.json", values)
-        _write_tokenizer(folder, original, workdir, loaded)
+        about = {"workdir": str(workdir.resolve()), "step": loaded.step}
+        write_json(folder / "export.json", about | workdir_lib.versions())
+        if not companions.give(workdir, loaded, folder):
+            cli.say(
+                f"the tokenizer, of the kind {loaded.tokenizer.kind}, is not written: "
+                "no class of transformers reads it as it was trained"
+            )
     print(f"{values['architectures'][0]}, {args.dtype}")
     print(f"wrote {output}")
     return {"output": str(output), "architecture": values["architectures"][0]}
-
-
-def _write_tokenizer(folder: Path, original: Path, workdir: Path, loaded: Any) -> None:
-    """Copies the files that the tokenizer was imported with, or ours."""
-    from tools.huggingface.files import copy_companions
-
-    if original.exists():
-        copy_companions(original, folder)
-        return
-    file = workdir / "tokenizer" / "tokenizer.json"
-    if not file.exists():
-        cli.say(
-            f"the tokenizer, of the kind {loaded.tokenizer.kind}, is not written: no "
-            "class of transformers reads it as it was trained"
-        )
-        return
-    shutil.copy(file, folder / file.name)
-    tokenizer = loaded.tokenizer
-    marks = {
-        f"{name}_token": tokenizer.token(id)
-        for name, id in (
-            ("pad", tokenizer.pad_id),
-            ("unk", tokenizer.unk_id),
-            ("bos", tokenizer.bos_id),
-            ("eos", tokenizer.eos_id),
-            ("mask", tokenizer.mask_id),
-        )
-        if id >= 0
-    }
-    write_json(
-        folder / "tokenizer_config.json",
-        {"tokenizer_class": "PreTrainedTokenizerFast", **marks},
-    )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ another run with it (`init_from`).
 | | …Model, and sentence-transformers | rank: vectors of texts |
 | gpt2, gpt_neox, llama, mistral, | …ForCausalLM, …LMHeadModel | causal_lm |
 | qwen2, qwen3, gemma2, gemma3_text | the same with a chat template | chat |
+| | …ForSequenceClassification, …ForTokenClassification | classify, tag |
 | t5, mt5 | …ForConditionalGeneration | text_to_text |
 
 A key of `config.json` that may change the numbers and is not supported is an error, as
@@ -26,13 +27,13 @@ is a tensor that has no place. Tensors without a use here, such as BERT's pooler
 named, and kept for `tools.export_hf`.
 """
 
-import json
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from lm import cli
-from lm.atomic import make_folder, new_folder, write_json
+from lm.atomic import new_folder, write_json
+from lm.config import check_range
 from lm.types import UserError
 
 parser = cli.make_parser(__doc__)
@@ -44,6 +45,12 @@ parser.add_argument(
     "--tokenizer",
     default="",
     help="a tokenizer's folder or file; default: the source's",
+)
+parser.add_argument(
+    "--length",
+    type=int,
+    default=0,
+    help="tokens of the longest text; default: what the model reads, at most 2,048",
 )
 parser.add_argument(
     "--plain",
@@ -58,34 +65,37 @@ parser.add_argument("--overwrite", action="store_true", help="replace a workdir"
 
 def main(args: Namespace) -> dict[str, Any]:
     """Reads the config, then the weights, and makes the workdir."""
-    source, workdir = Path(args.source), Path(args.workdir)
-    if not source.exists():
-        raise UserError(f"no {source}; give a folder that save_pretrained wrote")
-    folder = source if source.is_dir() else source.parent
-    values = _read_json(folder / "config.json")
+    folder, source, workdir = *_source(args.source), Path(args.workdir)
 
     import jax
 
     from lm.data.pipeline import DataConfig
+    from lm.models import gpt
     from lm.sharding import MeshConfig
     from lm.tasks import build_task
     from lm.text import tokenizers
     from lm.train import workdir as workdir_lib
     from lm.train.config import Config
-    from tools.huggingface import chat, configs
+    from tools.huggingface import chat, companions, configs
     from tools.huggingface import params as params_lib
-    from tools.huggingface.files import (
-        copy_companions,
-        open_checkpoint,
-        write_checkpoint,
-    )
+    from tools.huggingface.families.common import vectors
+    from tools.huggingface.files import open_checkpoint, write_checkpoint
 
+    values = companions.read_json(folder / "config.json")
     tensors = open_checkpoint(source)
     family, name, config = configs.read(values, tensors)
     head = family.heads[name]
-    task = head.task({**values, "max_len": config.max_len} | _pooling(folder))
+    settings = {"max_len": config.max_len}
+    if head.task is vectors:
+        settings |= companions.read_sentences(folder)
+    if args.length:
+        check_range("--length", args.length, 8, config.max_len + 1)
+        settings["length"] = args.length
+    task = head.task({**values, **settings})
     path = Path(args.tokenizer) if args.tokenizer else folder
-    tokenizer = tokenizers.load(path)
+    tokenizer = _load_tokenizer(path, config.vocab_size)
+    if head.wraps and family.model is gpt.Config:
+        tokenizer = tokenizers.load(path, companions.marks_around(path))
     if task.name == "causal_lm" and not args.plain:
         task, tokenizer = chat.choose(folder, path, task, tokenizer)
     run = Config(
@@ -93,9 +103,12 @@ def main(args: Namespace) -> dict[str, Any]:
         task=task,
         data=DataConfig(sources=(), tokenizer=str(workdir / "tokenizer")),
     )
-    workdir_lib.check_vocabulary(run, tokenizer)
     model = build_task(task, tokenizer).build_model(config)
-    with new_folder(workdir, args.overwrite, "config.json", "--workdir") as made:
+    sources = (source, path)
+    # No run of `lm.train` has that folder, nor has a checkpoint.
+    with new_folder(
+        workdir, args.overwrite, "huggingface", "--workdir", sources
+    ) as made:
         mesh = MeshConfig(fsdp=args.fsdp, data=1 if args.fsdp == -1 else -1)
         params, kept = params_lib.read(tensors, family, name, config, model, mesh)
         tokenizer.save(made / "tokenizer")
@@ -103,9 +116,8 @@ def main(args: Namespace) -> dict[str, Any]:
         write_json(made / "versions.json", workdir_lib.versions())
         workdir_lib.save_params(made, run, params)
         original = made / "huggingface"
-        make_folder(original)
+        companions.keep(folder, path, original)
         write_json(original / "config.json", values)
-        copy_companions(folder, original)
         if kept:
             pairs = ((key, tensors[key].read()) for key in kept)
             write_checkpoint(original, pairs)
@@ -117,39 +129,36 @@ def main(args: Namespace) -> dict[str, Any]:
     return {"workdir": str(workdir), "task": task.name, "parameters": number}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+def _source(given: str) -> tuple[Path, Path]:
+    """Returns the folder of a checkpoint, and what holds its weights."""
+    source = Path(given)
+    if not given or not source.exists():
         raise UserError(
-            f"no {path}; give a folder that save_pretrained wrote, with config.json"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}; fetch it again") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a JSON object; fetch it again")
-    return values
-
-
-def _pooling(folder: Path) -> dict[str, str]:
-    """Returns how sentence-transformers pool states, if they are told to."""
-    path = folder / "1_Pooling" / "config.json"
-    if not path.exists():
-        return {}
-    values = _read_json(path)
-    modes = {
-        "pooling_mode_mean_tokens": "mean",
-        "pooling_mode_cls_token": "first",
-        "pooling_mode_max_tokens": "max",
-        "pooling_mode_lasttoken": "last",
-    }
-    on = [key for key, value in values.items() if key.startswith("pooling") and value]
-    if len(on) != 1 or on[0] not in modes:
-        raise UserError(
-            f"{path} pools by {' and '.join(on) or 'nothing'}, which is not supported; "
-            f"supported is one of {', '.join(modes)}"
+            f"--from={given} is no folder or file; give a folder that save_pretrained "
+            "wrote (what a hub has under a name is not fetched from here)"
         )
-    return {"pooling": modes[on[0]]}
+    if source.name == "config.json":
+        raise UserError(f"--from={given} holds no weights; name its folder")
+    return (source if source.is_dir() else source.parent), source
+
+
+def _load_tokenizer(path: Path, vocab_size: int) -> Any:
+    """Opens a tokenizer for a model with so many tokens."""
+    from lm.text import tokenizers
+
+    cure = "fetch it again, or name another with --tokenizer"
+    try:
+        tokenizer = tokenizers.load(path)
+    except UserError as error:
+        what = str(error).removesuffix(f"; {tokenizers.CURE}")
+        raise UserError(f"{what}; {cure}" if what != str(error) else what) from error
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"the tokenizer of {path} has {tokenizer.vocab_size} tokens but by "
+            f"config.json vocab_size is {vocab_size}; they do not belong together: "
+            f"{cure}"
+        )
+    return tokenizer
 
 
 if __name__ == "__main__":

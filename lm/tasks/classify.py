@@ -52,6 +52,8 @@ class Config:
         pooling: As in `lm.nn.heads.pool`.
         hidden: The activation of a layer between the pooled states and the outputs:
             `tanh`, `relu`, `gelu`; or `none`.
+        head_bias: Whether the outputs have a bias, as all but the decoders' of
+            transformers have.
         dropout_rate: Of the pooled states.
         token_dropout_rate: The share of tokens that training leaves out, all but the
             first of a row (Iyyer et al. 2015, https://doi.org/10.3115/v1/P15-1162).
@@ -71,6 +73,7 @@ class Config:
     thresholds: tuple[float, ...] = ()
     pooling: str = "first"
     hidden: str = "none"
+    head_bias: bool = True
     dropout_rate: float = 0.0
     token_dropout_rate: float = 0.0
     class_weights: str = "none"
@@ -172,6 +175,7 @@ class Classify(Predictive):
             self.config.pooling,
             self.config.dropout_rate,
             self.config.hidden,
+            self.config.head_bias,
         )
 
     def encode(

@@ -34,7 +34,7 @@ _PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _WORDPIECE = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
 _BYTE_BPE = ("GPT2Tokenizer", "RobertaTokenizer")
 _SENTENCEPIECE = ("T5Tokenizer", "MT5Tokenizer", "LlamaTokenizer", "GemmaTokenizer")
-_CURE = "train one with python -m tools.train_tokenizer"
+CURE = "train one with python -m tools.train_tokenizer"
 
 
 def load(path: Path, marks: Mapping[str, str | None] | None = None) -> Tokenizer:
@@ -60,7 +60,7 @@ def load(path: Path, marks: Mapping[str, str | None] | None = None) -> Tokenizer
     path = Path(path)
     file = _find(path) if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"no tokenizer at {path}; {_CURE}")
+        raise UserError(f"no tokenizer at {path}; {CURE}")
     try:
         config = _read_json(file, "special_tokens_map.json") | _read_json(file, CONFIG)
         return _open(file, config | dict(marks or {}))
@@ -69,7 +69,7 @@ def load(path: Path, marks: Mapping[str, str | None] | None = None) -> Tokenizer
     # The libraries raise plain exceptions about anything that they cannot read.
     except Exception as error:
         line = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"tokenizer {file} cannot be read: {line}; {_CURE}") from error
+        raise UserError(f"tokenizer {file} cannot be read: {line}; {CURE}") from error
 
 
 def _find(folder: Path) -> Path:
@@ -87,7 +87,15 @@ def _find(folder: Path) -> Path:
 def _read_json(file: Path, name: str) -> dict[str, Any]:
     """Reads a JSON object that may be beside a file."""
     path = file.with_name(name)
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read: {error}; {CURE}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} cannot be read: it is no JSON object; {CURE}")
+    return values
 
 
 def _open(file: Path, config: Mapping[str, Any]) -> Tokenizer:
@@ -111,7 +119,7 @@ def _open(file: Path, config: Mapping[str, Any]) -> Tokenizer:
         return huggingface_tokenizer.open_json(file, config)
     raise UserError(
         f"{file} is no tokenizer.json, *.model, vocab.txt, or vocab.json with "
-        f"merges.txt; {_CURE}"
+        f"merges.txt; {CURE}"
     )
 
 

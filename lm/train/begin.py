@@ -38,6 +38,11 @@ def resolve(config: Config, source: Config | None) -> Config:
         own = {name: getattr(config.model, name) for name in _OWN}
         if source.model.position_encoding != "learned":
             own["max_len"] = max(config.model.max_len, source.model.max_len)
+        elif getattr(config.task, "length", 0) > source.model.max_len:
+            raise UserError(
+                f"task.length {config.task.length} exceeds the {source.model.max_len} "
+                f"positions that the model of {config.init_from} learned; lower it"
+            )
         config = dataclasses.replace(
             config,
             model=dataclasses.replace(source.model, **own),

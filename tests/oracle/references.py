@@ -239,6 +239,14 @@ CASES = {
     "electra-mlm": Case(hf.AutoModelForMaskedLM, electra()),
     "albert-mlm": Case(hf.AutoModelForMaskedLM, albert()),
     "gpt2": Case(hf.AutoModelForCausalLM, gpt2()),
+    # A row's last token is found by that of padding.
+    "gpt2-classify": Case(
+        hf.AutoModelForSequenceClassification,
+        gpt2(n_layer=1, pad_token_id=0, **labelled(LABELS)),
+    ),
+    "gpt2-tag": Case(
+        hf.AutoModelForTokenClassification, gpt2(n_layer=1, **labelled(TAGS))
+    ),
     # A quarter of 16 dimensions is turned, in two pairs.
     "neox": Case(
         hf.AutoModelForCausalLM,
@@ -257,9 +265,17 @@ CASES = {
             use_parallel_residual=False,
         ),
     ),
+    "neox-classify": Case(
+        hf.AutoModelForSequenceClassification,
+        neox(num_hidden_layers=1, pad_token_id=0, **labelled(LABELS)),
+    ),
     "llama2": Case(
         hf.AutoModelForCausalLM,
         llama(num_attention_heads=3, num_key_value_heads=3),
+    ),
+    "llama-classify": Case(
+        hf.AutoModelForSequenceClassification,
+        llama(num_hidden_layers=1, pad_token_id=0, **labelled(LABELS)),
     ),
     # Waves of 6, 87 and 1196 places: kept, blended and stretched.
     "llama3": Case(

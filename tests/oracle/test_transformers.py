@@ -39,7 +39,7 @@ def case(tmp_path_factory):
 
 
 def test_all_cases_are_there():
-    assert len(CASES) == 30
+    assert len(CASES) == 34
 
 
 @pytest.mark.parametrize("name", CASES)

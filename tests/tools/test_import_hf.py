@@ -5,8 +5,8 @@ The cases in `fixtures/huggingface` are written where PyTorch and transformers a
     .venv-bench/bin/python tests/oracle/references.py \\
         tests/tools/fixtures/huggingface \\
         bert-mlm bert-classify bert-regress bert-tag bert-answer roberta-classify \\
-        distilbert-mlm electra-discriminator albert-mlm gpt2 neox llama3 qwen3 \\
-        gemma2 gemma3 t5-v1_0 mt5
+        distilbert-mlm electra-discriminator albert-mlm gpt2 gpt2-classify \\
+        gpt2-tag neox llama-classify llama3 qwen3 gemma2 gemma3 t5-v1_0 mt5
 
 and `make test-oracle` holds those of all families to the same.
 """
@@ -617,7 +617,7 @@ def test_only_a_workdir_is_replaced(folder, tmp_path):
     for other in (tmp_path / "other/file", tmp_path / "file"):
         other.write_text("mine")
     for place in (tmp_path / "other", tmp_path / "file"):
-        with refused(str(place), "no config.json"):
+        with refused(str(place), "no huggingface"):
             hf_cases.import_(source, place, tokenizer, "--overwrite")
     assert names_in(tmp_path) == ["file", "other", "workdir"]
     assert (tmp_path / "other/file").read_text() == "mine"

@@ -8,6 +8,7 @@ tools are left out, and content that begins or ends with white space may be othe
 where the template does not drop that.
 """
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -29,6 +30,9 @@ from lm.types import UserError
 _CONTENTS = (
     *("What is it?", "它是什么？", "1 + 1", "(a)", "- no", "'s", "été", "ok", "?!"),
 )
+
+# Tokens of what is tried, of which nothing may be cut.
+_ROOM = 1_000_000
 
 Render = Callable[[Sequence[chat.Turn]], str]
 
@@ -53,8 +57,7 @@ def choose(
     found = read(folder, path, task.length)
     if isinstance(found, str):
         cli.say(
-            f"the task is {task.name}, not chat, whose turns the chat template lacks: "
-            f"{found}"
+            f"the task is {task.name}, not chat, because of the chat template: {found}"
         )
     return found if isinstance(found, tuple) else (task, tokenizer)
 
@@ -80,8 +83,7 @@ def read(
         render = make_render(source, names)
         loaded = tokenizers.load(tokenizer)
         config, marks = _derive(render, loaded, names.get("bos_token") or "")
-        config["length"] = length
-        config["max_new_tokens"] = min(chat.Config.max_new_tokens, length // 2)
+        config |= {"length": _ROOM, "max_new_tokens": 1}
         loaded = tokenizers.load(tokenizer, marks)
         for strip in (False, True):
             task = chat.Chat(chat.Config(**config, strip=strip), loaded)
@@ -93,12 +95,14 @@ def read(
             raise NotOursError(
                 f"it writes {wrong[:60]!r} as other tokens than we would"
             )
+        most = min(chat.Config.max_new_tokens, length // 2)
+        fit = dataclasses.replace(task.config, length=length, max_new_tokens=most)
+        return chat.Chat(fit, loaded).config, loaded
     except (NotOursError, UserError) as error:
         return str(error)
     # A template is a program, and may raise anything.
     except Exception as error:
         return f"it cannot be rendered: {' '.join(str(error).split())}"
-    return task.config, loaded
 
 
 def make_render(source: str, names: dict[str, str]) -> Render:

@@ -10,13 +10,15 @@ import numpy as np
 from lm.cli import suggest
 from lm.config import from_config_dict
 from lm.nn.positions import RopeScaling
-from lm.tasks import causal_lm, chat, classify
+from lm.tasks import causal_lm, chat, classify, pair, rank
+from lm.text.tokenizers import Tokenizer
 from lm.train.workdir import Loaded
 from lm.types import UserError
 from tools.huggingface import rules
 from tools.huggingface.families import FAMILIES
+from tools.huggingface.families.common import KINDS
 from tools.huggingface.family import Family
-from tools.huggingface.files import Tensor
+from tools.huggingface.tensors import Tensor
 
 # Fields that say how a model is trained or run, or of which transformers has no word.
 OWN = (
@@ -37,7 +39,12 @@ def read(
     Raises:
         UserError: If the family, the class or something of the config is not supported.
     """
-    kind = str(values.get("model_type"))
+    if not values.get("model_type"):
+        raise UserError(
+            "config.json has no model_type, so it is no model of transformers; fetch "
+            "it again, or add that"
+        )
+    kind = str(values["model_type"])
     if kind not in FAMILIES:
         near = suggest(kind, sorted(FAMILIES))
         raise UserError(f"config.json: model_type {kind!r} is not supported{near}")
@@ -65,7 +72,12 @@ def _end(values: Mapping[str, Any], family: Family) -> str:
     for end in sorted(family.heads, key=len, reverse=True):
         if class_name.endswith(end):
             return end
-    ends = ", ".join(f"…{end}" for end in family.heads)
+    ends = ", ".join(f"{family.class_prefix}{end}" for end in family.heads)
+    if not values.get("architectures"):
+        raise UserError(
+            f"config.json names no class in architectures; of {family.model_type} "
+            f"there are {ends}"
+        )
     raise UserError(
         f"config.json: {class_name} is not supported; of {family.model_type} there are "
         f"{ends}"
@@ -153,27 +165,32 @@ def _find_head(loaded: Loaded, family: Family, base: Mapping[str, Any]) -> str:
     task = loaded.config.task
     probe = {"max_len": loaded.config.model.max_len}
 
-    def fits(name: str) -> bool:
-        made = family.heads[name].task(probe)
-        if isinstance(made, causal_lm.Config) and isinstance(task, chat.Config):
-            return True
-        if isinstance(made, classify.Config) and isinstance(task, classify.Config):
-            return type(made) is type(task) and _end_of(made) == _end_of(task)
-        return type(made) is type(task)
-
-    fitting = [name for name in family.heads if fits(name)]
+    made = {name: head.task(probe) for name, head in family.heads.items()}
+    # A pair of texts is classified as one text is, and a turn written as any text.
+    kin = {pair.Config: classify.Config, chat.Config: causal_lm.Config}
+    kind = kin.get(type(task), type(task))
+    fitting = [name for name, theirs in made.items() if type(theirs) is kind]
     if not fitting:
-        ends = isinstance(task, classify.Config)
-        what = f" that ends as {_end_of(task)}" if ends else ""
+        raise UserError(f"a {family.model_type} has no class for a task {task.name}")
+    ours, theirs = _ends(task), _ends(task, made[fitting[0]])
+    if ours != theirs:
         raise UserError(
-            f"a {family.model_type} has no class for a task {task.name}{what}"
+            f"a {family.model_type} has no class for a task {task.name} that ends as "
+            f"{ours}; train with {theirs}, as {family.class_prefix}{fitting[0]} ends"
         )
     before = _end(base, family) if base else ""
     return before if before in fitting else fitting[0]
 
 
-def _end_of(task: classify.Config) -> str:
-    return f"task.pooling={task.pooling} task.hidden={task.hidden}"
+def _ends(task: Any, other: Any = None) -> str:
+    """Returns what a class of theirs decides of a task, of the task or of another."""
+    names: tuple[str, ...] = ()
+    if isinstance(task, classify.Config):
+        names = ("pooling", "hidden", "head_bias")
+    elif isinstance(task, rank.Config):
+        # Whatever else pools states is said beside the model.
+        names = ("kind", "pooling") if task.pooling == "attention" else ("kind",)
+    return " ".join(f"task.{name}={getattr(other or task, name)}" for name in names)
 
 
 def write(
@@ -199,7 +216,27 @@ def write(
     marks = {"pad": tokenizer.pad_id, "bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
     for mark, number in marks.items() if not base else ():
         values[f"{mark}_token_id"] = number if number >= 0 else None
+    if isinstance(task, classify.Config) and not base:
+        values |= _write_classes(task, tokenizer)
     if getattr(task, "labels", ()):
         values["id2label"] = {str(i): label for i, label in enumerate(task.labels)}
         values["label2id"] = {label: i for i, label in enumerate(task.labels)}
+    return values
+
+
+def _write_classes(task: classify.Config, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Returns what their classifiers ask of a `config.json` besides names.
+
+    Those of decoders read the last token that is not `pad_token_id`, so that must be
+    one that no text ends with.
+    """
+    kinds = {kind: name for name, kind in KINDS.items()}
+    values: dict[str, Any] = {"problem_type": kinds[task.kind]}
+    if task.kind == "number":
+        values["id2label"] = {"0": task.label}
+        values["label2id"] = {task.label: 0}
+    if task.pooling == "last":
+        marks = [tokenizer.pad_id, *np.flatnonzero(tokenizer.is_special).tolist(), 0]
+        ends = (-1, tokenizer.eos_id, tokenizer.unk_id)
+        values["pad_token_id"] = next(id for id in marks if id not in ends)
     return values

@@ -63,7 +63,7 @@ class Family:
         prefix: Of their modules below a head.
         names: From a config of ours to the names of the model's modules.
         heads: By the ends of their classes' names, such as `ForMaskedLM`.
-        transposed: Whether their matrices are [out, in].
+        transposed: Whether matrices of the model are [out, in], as those of heads are.
         tied: Patterns of tensors that are the embedding once more.
         buffers: Patterns of tensors that are no parameters.
         unused: Patterns of tensors that have no use here, and why. They are kept.

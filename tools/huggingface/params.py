@@ -22,7 +22,7 @@ from lm.train.state import placed_params
 from lm.train.workdir import Loaded
 from lm.types import Params, PyTree, UserError
 from tools.huggingface.family import Family, Head, Names, Part
-from tools.huggingface.files import Tensor
+from tools.huggingface.tensors import Tensor
 
 _SUFFIXES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
@@ -58,11 +58,11 @@ def read(
     leaves, structure = jax.tree.flatten(abstract)
     pairs = list(zip([found[n] for n in jax.tree.leaves(tree.names(abstract))], leaves))
     for place, leaf in pairs:
-        _check(tensors, place, leaf, family)
-    kept = _unclaimed(tensors, {n for p, leaf in pairs for n in p.names(leaf)}, family)
+        _check(tensors, place, leaf)
+    used = {tensor for place, leaf in pairs for tensor in place.names(leaf)}
+    kept = _unclaimed(tensors, used, family, name)
     made = [
-        _read(tensors, place, leaf, family)
-        for place, leaf in cli.progress(pairs, len(pairs))
+        _read(tensors, place, leaf) for place, leaf in cli.progress(pairs, len(pairs))
     ]
     return jax.tree.unflatten(structure, made), kept
 
@@ -71,7 +71,7 @@ def write(
     loaded: Loaded, family: Family, name: str
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the tensors of a model's checkpoint by their names, one at a time."""
-    head, params = family.heads[name], loaded.params
+    head, params = family.heads[name], _in_units(loaded)
     prefix = "" if name == "Model" else family.prefix
     if not loaded.config.model.scan_layers:
         params = stack_layers(params)
@@ -88,7 +88,22 @@ def write(
             parts = [
                 np.asarray(leaf[i] if place.is_stacked else leaf) for _, leaf in members
             ]
-            yield theirs, np.ascontiguousarray(give(parts, place, family))
+            yield theirs, np.ascontiguousarray(give(parts, place))
+
+
+def _in_units(loaded: Loaded) -> Params:
+    """Returns parameters that make a number itself, where ours is standardised."""
+    params = loaded.params
+    mean, deviation = getattr(loaded.config.task, "moments", ()) or (0.0, 1.0)
+    if (mean, deviation) == (0, 1):
+        return params
+    head = {name: deviation * leaf for name, leaf in params["head"].items()}
+    if "bias" not in head:
+        raise UserError(
+            "without a bias the class of transformers makes no number whose mean is "
+            f"{mean:g}; train on labels of task.moments=0,1"
+        )
+    return {**params, "head": head | {"bias": head["bias"] + mean}}
 
 
 @dataclass(frozen=True)
@@ -98,14 +113,16 @@ class Place:
     Attributes:
         name: Of the tensor; `*` stands for the layer.
         part: Which third it is, or None for all of it.
-        is_matrix: Whether axes are turned.
+        is_matrix: Whether it is a matrix, of which ours may have more axes.
         num_inputs: Axes of ours that are the input's.
+        transposed: Whether theirs is [out, in].
     """
 
     name: str
-    part: Part | None
-    is_matrix: bool
-    num_inputs: int
+    part: Part | None = None
+    is_matrix: bool = False
+    num_inputs: int = 1
+    transposed: bool = True
 
     @property
     def is_stacked(self) -> bool:
@@ -118,15 +135,13 @@ class Place:
             return [self.name]
         return [self.name.replace("*", str(i)) for i in range(leaf.shape[0])]
 
-    def shape_of_theirs(
-        self, shape: tuple[int, ...], family: Family
-    ) -> tuple[int, ...]:
+    def shape_of_theirs(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns what is theirs of one of ours of this shape, without L."""
         parts = 3 if self.part else 1
         if self.is_matrix:
             inputs = math.prod(shape[: self.num_inputs])
             outputs = parts * math.prod(shape[self.num_inputs :])
-            return (outputs, inputs) if family.transposed else (inputs, outputs)
+            return (outputs, inputs) if self.transposed else (inputs, outputs)
         if self.name.endswith(".bias"):
             return (parts * math.prod(shape),)
         return shape
@@ -152,8 +167,12 @@ def _places(
         for module, name in family.names(config).items()
     }
     names |= head.names
-    leaves = jax.tree.leaves(tree.names(abstract))
-    return {leaf: _place(leaf, names) for leaf in leaves}
+
+    def place(leaf: str) -> Place:
+        is_heads = {leaf, leaf.rpartition("/")[0]} & head.names.keys()
+        return _place(leaf, names, bool(is_heads) or family.transposed)
+
+    return {leaf: place(leaf) for leaf in jax.tree.leaves(tree.names(abstract))}
 
 
 def _with_prefix(prefix: str, name: str | Part) -> str | Part:
@@ -162,9 +181,9 @@ def _with_prefix(prefix: str, name: str | Part) -> str | Part:
     return prefix + name
 
 
-def _place(leaf: str, names: Names) -> Place:
+def _place(leaf: str, names: Names, transposed: bool) -> Place:
     if leaf in names:
-        return Place(str(names[leaf]), None, False, 0)
+        return Place(str(names[leaf]))
     module, _, kind = leaf.rpartition("/")
     if module not in names:
         raise ValueError(f"{leaf} has no place among the names of this family")
@@ -177,12 +196,13 @@ def _place(leaf: str, names: Names) -> Place:
         part,
         kind == "kernel",
         num_inputs,
+        transposed,
     )
 
 
-def take(x: np.ndarray, place: Place, shape: tuple[int, ...], family: Family):
+def take(x: np.ndarray, place: Place, shape: tuple[int, ...]) -> np.ndarray:
     """Returns what a tensor of theirs is in ours, of this shape, without L."""
-    if place.is_matrix and family.transposed:
+    if place.is_matrix and place.transposed:
         x = x.T
     if place.part:
         *lead, heads, size = shape
@@ -192,7 +212,7 @@ def take(x: np.ndarray, place: Place, shape: tuple[int, ...], family: Family):
     return x.reshape(shape)
 
 
-def give(parts: list[np.ndarray], place: Place, family: Family) -> np.ndarray:
+def give(parts: list[np.ndarray], place: Place) -> np.ndarray:
     """Undoes `take`: one of ours, or three, to a tensor of theirs."""
     x = parts[0]
     if place.part:
@@ -200,18 +220,16 @@ def give(parts: list[np.ndarray], place: Place, family: Family) -> np.ndarray:
     if place.is_matrix:
         inputs = math.prod(x.shape[: place.num_inputs])
         x = x.reshape(inputs, -1)
-        return x.T if family.transposed else x
+        return x.T if place.transposed else x
     # A table or a head has its two axes; a vector may have had heads.
     return x.reshape(-1) if place.name.endswith(".bias") else x
 
 
-def _read(
-    tensors: Mapping[str, Tensor], place: Place, leaf: Any, family: Family
-) -> jax.Array:
+def _read(tensors: Mapping[str, Tensor], place: Place, leaf: Any) -> jax.Array:
     """Reads a parameter onto its devices, layer by layer."""
 
     def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        value = take(tensors[name].read(), place, shape, family)
+        value = take(tensors[name].read(), place, shape)
         value = np.ascontiguousarray(value, np.float32)
         if not np.isfinite(value).all():
             raise UserError(f"{name} in {tensors[name].file} has a NaN or infinity")
@@ -232,12 +250,10 @@ def _put(stack: jax.Array, index: jax.Array, value: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(stack, value, index, 0)
 
 
-def _check(
-    tensors: Mapping[str, Tensor], place: Place, leaf: Any, family: Family
-) -> None:
+def _check(tensors: Mapping[str, Tensor], place: Place, leaf: Any) -> None:
     """Raises a UserError unless a parameter's tensors are there and fit."""
     shape = leaf.shape[1:] if place.is_stacked else leaf.shape
-    expected = place.shape_of_theirs(shape, family)
+    expected = place.shape_of_theirs(shape)
     for name in place.names(leaf):
         if name not in tensors:
             raise UserError(f"the checkpoint has no tensor {name}; is it whole?")
@@ -252,7 +268,7 @@ def _check(
 
 
 def _unclaimed(
-    tensors: Mapping[str, Tensor], used: set[str], family: Family
+    tensors: Mapping[str, Tensor], used: set[str], family: Family, end: str
 ) -> dict[str, str]:
     """Returns which tensors have no use here but are kept, and why.
 
@@ -266,10 +282,11 @@ def _unclaimed(
             continue
         why = [why for key, why in family.unused.items() if re.fullmatch(key, name)]
         if not why:
+            unsaid = ", which is meant where config.json names no class"
             raise UserError(
-                f"{name} in {tensors[name].file} has no place in a {family.model_type} "
-                "here; it may be of another class, or its layers more than config.json "
-                "says"
+                f"{name} in {tensors[name].file} has no place in a "
+                f"{family.class_prefix}{end}{unsaid * (end == 'Model')}; the class in "
+                "architectures may be another, or the layers more than config.json says"
             )
         kept[name] = why[0]
     return kept

@@ -25,6 +25,8 @@ IGNORED = frozenset(
         *("id2label", "label2id", "num_labels", "problem_type", "finetuning_task"),
         *("task_specific_params", "is_encoder_decoder"),
         *("n_ctx", "language", "model_max_length", "attn_implementation"),
+        *("output_past", "tie_weights_", "_num_labels", "name", "is_llama_config"),
+        "transformers.js_config",
         *(
             "_attn_implementation",
             "attn_implementation_autoset",
@@ -42,6 +44,10 @@ IGNORED = frozenset(
         *("forced_bos_token_id", "forced_eos_token_id", "prefix"),
     )
 )
+# Keys that do so where they are false or empty.
+UNLESS_SET = frozenset(("pruned_heads", "rope_interleaved"))
+# More parameters than that in one direction are no model's.
+MOST = 2**31
 
 
 @dataclass(frozen=True)
@@ -124,11 +130,20 @@ def read(rules: Iterable[Rule], defaults: Values, given: Values) -> dict[str, An
     rules = list(rules)
     covered = {key for rule in rules for key in rule.keys}
     given = {key: value for key, value in given.items() if value is not None}
-    for key in sorted(given.keys() - covered - IGNORED):
+    empty = {key for key in UNLESS_SET & given.keys() if not given[key]}
+    unknown = sorted(given.keys() - covered - IGNORED - empty)
+    if unknown:
+        said = ", ".join(f"{key} = {given[key]!r:.60}" for key in unknown)
         raise UserError(
-            f"config.json: {key} = {given[key]!r} is unknown and may change the "
-            "numbers; if it does not, take it out"
+            f"config.json: {said}: unknown, and may change the numbers; take out what "
+            "does not"
         )
+    for key in sorted(covered & given.keys()):
+        if isinstance(given[key], int | float) and not abs(given[key]) < MOST:
+            raise UserError(
+                f"config.json: {key} is {given[key]}, which no model has; fetch it "
+                "again"
+            )
     values = {**dict.fromkeys(covered), **defaults, **given}
     fields: dict[str, Any] = {}
     for rule in rules:

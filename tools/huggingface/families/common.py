@@ -6,6 +6,7 @@ from typing import Any
 from lm.nn.positions import RopeScaling
 from lm.tasks import answer, causal_lm, classify, masked_lm, rank, tag, text_to_text
 from lm.types import UserError
+from tools.huggingface.family import Head
 from tools.huggingface.rules import Rule, Values
 
 ACTIVATIONS = {
@@ -20,23 +21,39 @@ ACTIVATIONS = {
 # Of layers with a gate.
 GATED = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}
 
-# Tokens of a row, where a model is read further than most texts are long.
-LENGTH = 512
+# Of classifiers, by their `problem_type`.
+KINDS = {
+    "regression": "number",
+    "single_label_classification": "one",
+    "multi_label_classification": "several",
+}
+
+# Tokens of a row, where a model reads further than most texts are long.
+LENGTH = 2048
 
 
 def labels(values: Values) -> tuple[str, ...]:
     """Returns the names of classes, in order.
 
     Raises:
-        UserError: If they have no numbers.
+        UserError: If they are not numbered from 0, or are not names that differ.
     """
     names = values.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     try:
-        return tuple(names[key] for key in sorted(names, key=int))
-    except (TypeError, ValueError):
+        found = tuple(names[str(i)] for i in range(len(names)))
+    except (KeyError, TypeError):
         raise UserError(
-            f"config.json: id2label is {names!r}, which does not number the labels"
+            f"config.json: id2label is {names!r:.200}, which does not number the "
+            "labels from 0; mend it"
         ) from None
+    odd = [name for name in found if not (isinstance(name, str) and name)]
+    odd += [name for i, name in enumerate(found) if name in found[:i]]
+    if odd:
+        raise UserError(
+            f"config.json: id2label has {odd[0]!r} for a label, which must be a name "
+            "that no other has; mend it"
+        )
+    return found
 
 
 def masked(values: Values) -> Any:
@@ -54,28 +71,26 @@ def vectors(values: Values) -> Any:
     return rank.Config(length=length, query_length=min(64, length), pooling=pooling)
 
 
-def classes(hidden: str, pooling: str = "first") -> Callable[[Values], Any]:
+def classes(
+    hidden: str, pooling: str = "first", head_bias: bool = True
+) -> Callable[[Values], Any]:
     """Returns what makes a classifier's task.
 
     Args:
         hidden: The activation of the layer before its outputs, or `none`.
         pooling: Which state it reads.
+        head_bias: Whether its outputs have one.
     """
 
     def task(values: Values) -> Any:
-        kinds = {
-            "regression": "number",
-            "single_label_classification": "one",
-            "multi_label_classification": "several",
-        }
         names = labels(values)
         said = values.get("problem_type")
-        if said and said not in kinds:
+        if said and said not in KINDS:
             raise UserError(
                 f"config.json: problem_type is {said!r}, which is not supported; "
-                f"supported are {', '.join(kinds)}"
+                f"supported are {', '.join(KINDS)}"
             )
-        kind = kinds[said] if said else "number" if len(names) == 1 else "one"
+        kind = KINDS[said] if said else "number" if len(names) == 1 else "one"
         return classify.Config(
             length=_length(values),
             kind=kind,
@@ -83,9 +98,15 @@ def classes(hidden: str, pooling: str = "first") -> Callable[[Values], Any]:
             moments=(0.0, 1.0) if kind == "number" else (),
             hidden=hidden,
             pooling=pooling,
+            head_bias=head_bias,
         )
 
     return task
+
+
+def scores() -> Head:
+    """Returns the head of decoders that are classifiers."""
+    return Head(classes("none", "last", head_bias=False), {"head": "score"})
 
 
 def tags(values: Values) -> Any:
@@ -95,7 +116,7 @@ def tags(values: Values) -> Any:
 
 
 def spans(values: Values) -> Any:
-    length = min(_length(values), 384)
+    length = _length(values, 384)
     question = min(64, length // 4)
     stride = min(128, length // 4)
     answer_tokens = max(1, min(30, length - 3 - question - stride + 1))
@@ -108,12 +129,12 @@ def spans(values: Values) -> Any:
 
 
 def texts(values: Values) -> Any:
-    return text_to_text.Config(length=LENGTH, targets_length=128)
+    return text_to_text.Config(length=_length(values, 512), targets_length=128)
 
 
-def _length(values: Values) -> int:
+def _length(values: Values, default: int = LENGTH) -> int:
     """Returns how long rows are to be, from the longest that the model reads."""
-    return min(values["max_len"], LENGTH)
+    return min(values["max_len"], values.get("length", default))
 
 
 def modern_rope(values: dict[str, Any]) -> dict[str, Any]:

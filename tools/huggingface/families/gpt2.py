@@ -84,9 +84,7 @@ GPT2 = Family(
         "LMHeadModel": Head(
             common.causal, {"head/kernel": "lm_head.weight"}, wraps=False
         ),
-        "ForSequenceClassification": Head(
-            common.classes("none", "last"), {"head": "score"}
-        ),
+        "ForSequenceClassification": common.scores(),
         "ForTokenClassification": Head(common.tags, {"head": "classifier"}),
         "Model": Head(common.causal, wraps=False),
     },

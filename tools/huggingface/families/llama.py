@@ -82,9 +82,7 @@ def _family(model_type: str, class_prefix: str, *rules: Rule, **changes: Any) ->
             "ForCausalLM": Head(
                 common.causal, {"head/kernel": "lm_head.weight"}, wraps=False
             ),
-            "ForSequenceClassification": Head(
-                common.classes("none", "last"), {"head": "score"}
-            ),
+            "ForSequenceClassification": common.scores(),
             "ForTokenClassification": Head(common.tags, {"head": "score"}),
         },
         tied=(r"lm_head\.weight",),

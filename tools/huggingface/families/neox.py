@@ -73,9 +73,7 @@ NEOX = Family(
         "ForCausalLM": Head(
             common.causal, {"head/kernel": "embed_out.weight"}, wraps=False
         ),
-        "ForSequenceClassification": Head(
-            common.classes("none", "last"), {"head": "score"}
-        ),
+        "ForSequenceClassification": common.scores(),
     },
     tied=(r"embed_out\.weight",),
     buffers=(r".*attention\.(masked_)?bias", r".*rotary_emb\.inv_freq"),
