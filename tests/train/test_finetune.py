@@ -18,6 +18,7 @@ from lm.data.pipeline import DataConfig
 from lm.models import bert
 from lm.tasks import classify, masked_lm
 from lm.train import workdir as workdir_lib
+from lm.train.begin import resolve
 from lm.train.checkpoint import CheckpointConfig
 from lm.train.config import EvalConfig
 from lm.train.loop import train
@@ -140,6 +141,13 @@ def test_a_run_begins_from_the_parameters_of_another(
     # It goes on though what it began from is gone.
     folder.rename(tmp_path / "elsewhere")
     assert train(dataclasses.replace(config, num_train_steps=3), tmp_path / "fine")
+
+
+def test_more_positions_than_were_learned_are_refused(make_labelled):
+    few = dataclasses.replace(MODEL, position_encoding="learned", max_len=8)
+    source = make_labelled(model=few, task=classify.Config(length=8))
+    with pytest.raises(UserError, match="exceeds the 8 positions that the model of a"):
+        resolve(make_labelled(init_from="a"), source)
 
 
 def test_a_frozen_backbone_stays(pretrained, make_labelled, tmp_path):
