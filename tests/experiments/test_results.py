@@ -74,8 +74,11 @@ def test_every_trial_is_in_one_point_and_the_best_come_first(rows):
         assert sorted(numbers) == list(range(len(rows)))
         assert len(points) == len({a for a, *_ in rows})
         means = [p.means[0] for p in points if math.isfinite(p.means[0])]
-        assert means == sorted(means, reverse=metric.mode == "max")
-        # Those without a value are last.
+        # Those that lack a seed are behind the others, those without a value last.
+        whole = [p.is_whole for p in points[: len(means)]]
+        assert whole == sorted(whole, reverse=True)
+        for part in (means[: sum(whole)], means[sum(whole) :]):
+            assert part == sorted(part, reverse=metric.mode == "max")
         assert all(math.isfinite(p.means[0]) for p in points[: len(means)])
         best = results.best(points, [metric])
         assert best is (points[0] if means else None)
@@ -107,6 +110,14 @@ def test_a_seed_that_is_not_finite_is_not_hidden():
     points = fold(trials, [ACCURACY])
     assert points[0].overrides == {"a": 2} and points[0].means == (0.1,)
     assert math.isnan(points[1].means[0])
+
+
+def test_a_point_that_lost_a_seed_is_not_the_best():
+    trials = [trial(0, (0.9,), a=1, seed=0), trial(1, (), "failed", a=1, seed=1)]
+    trials += [trial(2, (0.5,), a=2, seed=0), trial(3, (0.7,), a=2, seed=1)]
+    points = fold(trials, [ACCURACY])
+    assert [point.overrides for point in points] == [{"a": 2}, {"a": 1}]
+    assert results.best(points[::-1], [ACCURACY]) is points[0]
 
 
 def test_equal_points_are_ordered_by_the_next_metric():
