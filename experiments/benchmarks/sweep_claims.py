@@ -16,10 +16,10 @@ from experiments.search.study import Study
 
 
 def claim_all(folder: Path, plan: Plan, queue: multiprocessing.Queue) -> None:
-    """Claims trials until none is left, and puts their numbers into the queue."""
+    """Claims trials until none is left, and puts what each sets into the queue."""
     study, mine = Study(folder, plan), []
     while claimed := study.claim():
-        mine.append(claimed[0])
+        mine.append(claimed)
         study.finish(claimed[0], "done", values=[1.0])
     queue.put(mine)
 
@@ -57,7 +57,7 @@ def main() -> None:
             claimed += queue.get()
         seconds = time.perf_counter() - began
         trials = Study(Path(folder), plan).trials()
-    once = sorted(claimed) == list(range(args.trials))
+    once = sorted(number for number, _ in claimed) == list(range(args.trials))
     print(f"{len(claimed)} claims of {args.trials} trials in {seconds:.1f} s")
     print(f"each once: {once}; done: {sum(t.state == 'done' for t in trials)}")
 
