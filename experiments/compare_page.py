@@ -6,10 +6,8 @@ A result has a list with a value for each column; `experiments.compare` makes it
 import datetime
 import json
 import shlex
-import string
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from experiments.crossval import NOT_SHOWN
@@ -96,7 +94,6 @@ def _in_order(metrics: Iterable[str]) -> list[str]:
 
 def render(result: Result, logs: Logs) -> str:
     """Returns the page, in the form of a report of `lm.scorecard`."""
-    template = Path(scorecard.__file__).with_suffix(".html").read_text(encoding="utf-8")
     command = shlex.join(["python", "-m", "experiments.compare", *sys.argv[1:]])
     created = datetime.datetime.now().astimezone()
     facts = {
@@ -112,21 +109,13 @@ def render(result: Result, logs: Logs) -> str:
         "Training": _curves(logs),
         "How it was made": f"<pre>{page.escaped(command)}</pre>",
     }
-    return string.Template(template).substitute(
-        title=page.escaped(" / ".join(result["columns"])),
-        facts="".join(
-            f"<div><dt>{name}</dt><dd>{page.escaped(value)}</dd></div>"
-            for name, value in facts.items()
-        ),
-        headline="",
-        overlap="".join(
+    return scorecard.page(
+        " / ".join(result["columns"]),
+        {name: page.escaped(value) for name, value in facts.items()},
+        sections,
+        notes="".join(
             f'<p></p><div class="verdict bad">{page.escaped(note)}</div>'
             for note in result["notes"]
-        ),
-        sections="\n".join(
-            f"<section><h2>{title}</h2>{body}</section>"
-            for title, body in sections.items()
-            if body
         ),
     )
 

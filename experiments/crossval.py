@@ -300,34 +300,48 @@ def _run(part: Part, root: Path, seed: int) -> Run:
     return found
 
 
+def device_rows(config: Any) -> tuple[Any, int]:
+    """Returns a mesh of all devices, and rows of a batch that divide over them."""
+    from lm import sharding
+
+    mesh = sharding.build_mesh(sharding.MeshConfig())
+    shards = sharding.batch_shards(mesh)
+    size = config.eval.batch_size or config.batch_size
+    return mesh, -(-size // shards) * shards
+
+
+def evaluator_of(loaded: Any, split: str, seed: int) -> Any:
+    """Returns the evaluator of a workdir's model on all devices."""
+    from lm.train.evaluation import Evaluator
+
+    mesh, size = device_rows(loaded.config)
+    return Evaluator(
+        loaded.task,
+        loaded.tokenizer,
+        loaded.model,
+        mesh,
+        loaded.config.data,
+        split=split,
+        batch_size=size,
+        seed=seed,
+    )
+
+
 def _score(folder: Path, part: Part) -> Run:
     """Scores a trained model as `lm.evaluate` does."""
     from lm import sharding
     from lm.train import workdir
-    from lm.train.evaluation import Evaluator
 
     loaded = workdir.load(folder)
-    config, task = loaded.config, loaded.task
-    mesh = sharding.build_mesh(sharding.MeshConfig())
-    shards = sharding.batch_shards(mesh)
-    size = config.eval.batch_size or config.batch_size
-    evaluator = Evaluator(
-        task,
-        loaded.tokenizer,
-        loaded.model,
-        mesh,
-        config.data,
-        split=part.split,
-        batch_size=-(-size // shards) * shards,
-        seed=config.seed,
-    )
+    evaluator = evaluator_of(loaded, part.split, loaded.config.seed)
     if part.chosen:
         evaluator.keep(part.chosen)
+    mesh = sharding.build_mesh(sharding.MeshConfig())
     with sharding.use(mesh, sharding.MeshConfig()):
         evaluator(loaded.params, cli.progress)
     examples, predictions = evaluator.examples, evaluator.predictions
     found = {"step": loaded.step, "examples": len(examples)}
-    found["scores"] = task.score(examples, predictions)  # pyright: ignore
+    found["scores"] = loaded.task.score(examples, predictions)  # pyright: ignore
     return found | ({"predictions": predictions} if part.is_one_of_many else {})
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.crossval import device_rows, evaluator_of
 from lm import cli
 from lm import metrics as metrics_lib
 from lm.types import UserError
@@ -70,34 +71,22 @@ def outputs_of(
     from lm.completion import Writer
     from lm.tasks import Generative
     from lm.train import workdir
-    from lm.train.evaluation import Evaluator, read_examples
+    from lm.train.evaluation import read_examples
 
     loaded = workdir.load(folder)
-    config, task = loaded.config, loaded.task
-    mesh = sharding.build_mesh(sharding.MeshConfig())
-    shards = sharding.batch_shards(mesh)
-    size = config.eval.batch_size or config.batch_size
-    size = -(-size // shards) * shards
+    task = loaded.task
+    mesh, size = device_rows(loaded.config)
     if not predicts(task):
         return _rows(loaded, mesh, split, size, seed)
     with sharding.use(mesh, sharding.MeshConfig()):
         if isinstance(task, Generative):
-            examples, _ = read_examples(task, config.data, split)
+            examples, _ = read_examples(task, loaded.config.data, split)
             is_left = _left(examples, seen, split)
             examples = list(itertools.compress(examples, is_left))
             write = Writer(task, loaded.model, loaded.tokenizer, size)
             predictions = write(loaded.params, examples, cli.progress)
         else:
-            evaluator = Evaluator(
-                task,
-                loaded.tokenizer,
-                loaded.model,
-                mesh,
-                config.data,
-                split=split,
-                batch_size=size,
-                seed=seed,
-            )
+            evaluator = evaluator_of(loaded, split, seed)
             evaluator.keep(_left(evaluator.examples, seen, split))
             evaluator(loaded.params, cli.progress)
             examples, predictions = evaluator.examples, evaluator.predictions

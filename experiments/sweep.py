@@ -40,7 +40,6 @@ sqlite:///WORKDIR/study.db` looks into the database.
 
 import contextlib
 import math
-import runpy
 import shlex
 from argparse import Namespace
 from collections import Counter
@@ -135,7 +134,12 @@ def _plan(args: Namespace, overrides: list[str]) -> Plan:
             f"{args.workdir} is a workdir of lm.train, not of a sweep; choose another"
         )
     config = config_lib.load(args.config, overrides)
-    whole = text.parse(args.sweep) if args.sweep else _of_config(args.config)
+    file = args.config.partition(":")[0]
+    whole = (
+        text.parse(args.sweep)
+        if args.sweep
+        else config_lib.call(file, "get_sweep", cure="give --sweep")
+    )
     varied, seeds = space.split_seed(space.typed(whole, config))
     metrics = [_metric(word) for word in args.metric.split(",")]
     _check_metrics(metrics, config)
@@ -178,18 +182,6 @@ def _plan(args: Namespace, overrides: list[str]) -> Plan:
         last_step=last,
         seed=args.seed,
     )
-
-
-def _of_config(path: str) -> space.Space:
-    """Returns what a config file's `get_sweep` does."""
-    file = path.partition(":")[0]
-    try:
-        make = runpy.run_path(file).get("get_sweep")
-    except Exception as error:
-        raise UserError(f"{file} is broken: {error!r}; mend it") from error
-    if make is None:
-        raise UserError(f"{file} has no get_sweep(); give --sweep")
-    return make()
 
 
 def _metric(word: str) -> Metric:
@@ -243,10 +235,8 @@ def _print_plan(args: Namespace, plan: Plan) -> dict[str, Any]:
 
 
 def _command(args: Namespace, plan: Plan, number: int, row: space.Row) -> list[str]:
-    config, *overrides = plan.command
     return [
-        *("python", "-m", "lm.train", f"--config={config}"),
-        *overrides,
+        *("python", "-m", "lm.train", *plan.base),
         *space.as_flags(row),
         f"--workdir={Path(args.workdir) / workdir_of(number)}",
     ]

@@ -113,13 +113,25 @@ def load(path: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:
         UserError: If the file is missing or broken, or an override does not fit.
     """
     name, _, argument = path.partition(":")
-    file = Path(name)
-    if not file.is_file():
+    config = call(name, "get_config", *([argument] if argument else []))
+    for word in overrides:
+        override(config, word)
+    return config
+
+
+def call(path: str, function: str, *arguments: str, cure: str = "write one") -> Any:
+    """Runs a config file and returns what a function of it returns.
+
+    Raises:
+        UserError: If the file is missing or broken, or has no such function.
+    """
+    if not Path(path).is_file():
         shipped = sorted(str(p) for p in Path("configs").glob("*.py"))
-        raise UserError(f"no config file {name!r}{suggest(name, shipped)}")
+        raise UserError(f"no config file {path!r}{suggest(path, shipped)}")
     try:
-        module = runpy.run_path(name)
-        config = module["get_config"](*([argument] if argument else []))
+        found = runpy.run_path(path)
+        if function in found:
+            return found[function](*arguments)
     except UserError:
         raise
     except Exception as error:
@@ -127,9 +139,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:
         raise UserError(
             f"config {path} is broken: {type(error).__name__}: {reason}; mend it"
         ) from error
-    for word in overrides:
-        override(config, word)
-    return config
+    raise UserError(f"config {path} has no {function}(); {cure}")
 
 
 def override(config: Any, word: str) -> None:
@@ -192,9 +202,4 @@ def read(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a JSON object; bring it back from a copy")
-    if "model_type" in values or "architectures" in values:
-        raise UserError(
-            f"{path.parent} is a checkpoint of transformers, not a workdir; make one "
-            "of it with python -m tools.import_hf"
-        )
     return values

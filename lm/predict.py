@@ -66,6 +66,7 @@ def main(args: Namespace) -> dict[str, Any]:
     from lm.completion import Writer
     from lm.data.sources import open_source
     from lm.tasks import Generative, Predictive
+    from lm.tasks.labels import MissingFieldError
     from lm.train import workdir
     from lm.train.evaluation import Predictor
 
@@ -94,8 +95,13 @@ def main(args: Namespace) -> dict[str, Any]:
     count, kept = 0, []
     with _writer(args.output) as write:
         for chunk in _chunks(examples, 1 if is_typed else CHUNK):
-            with _tells_of_fields(not args.input):
+            try:
                 predictions = predict(loaded.params, chunk)
+            except MissingFieldError as error:
+                if args.input:
+                    raise
+                cure = "or give it with --field=NAME=VALUE"
+                raise UserError(f"{error}, {cure}") from error
             for example, prediction in zip(chunk, predictions):
                 write(_line(example, prediction))
             kept += predictions if args.json and not args.output else []
@@ -103,17 +109,6 @@ def main(args: Namespace) -> dict[str, Any]:
     if not count:
         raise UserError("there is no text to predict; give --text or --input")
     return {"step": loaded.step, "count": count, "predictions": kept}
-
-
-@contextlib.contextmanager
-def _tells_of_fields(is_text: bool) -> Iterator[None]:
-    """Adds to what is said of a text's missing field how it is given."""
-    try:
-        yield
-    except UserError as error:
-        if not is_text or "has no '" not in str(error):
-            raise
-        raise UserError(f"{error}, or give it with --field=NAME=VALUE") from error
 
 
 def _line(example: Example, prediction: Example) -> str:

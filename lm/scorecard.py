@@ -92,9 +92,9 @@ def write(report: Report, folder: Path, name: str) -> Path:
     proofs = sorted(folder.glob("export/*/proof.json"))
     exports = [{"name": p.parent.name, **json.loads(p.read_text())} for p in proofs]
     report = {**report, **({"exports": exports} if exports else {})}
-    path, page = folder / f"{name}.html", render(report)
-    write_json(folder / f"{name}.json", _without_nan(report))
-    write_text(path, page)
+    path, made = folder / f"{name}.html", render(report)
+    write_json(folder / f"{name}.json", without_nan(report))
+    write_text(path, made)
     return path
 
 
@@ -112,34 +112,70 @@ def refresh(folder: Path) -> list[Path]:
 
 def render(report: Report) -> str:
     """Returns the report as a web page without scripts and without outside parts."""
-    template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    sections = (
-        f"<section><h2>{title}</h2>{body}</section>"
-        for title, draw in SECTIONS
-        if (body := draw(report))
-    )
-    return string.Template(template).substitute(
-        title=escaped(report["title"]),
-        facts=_facts(report),
+    return page(
+        report["title"],
+        _facts(report),
+        {title: draw(report) for title, draw in SECTIONS},
         headline=_headline(report),
-        overlap=_overlap(report),
-        sections="\n".join(sections),
+        notes=_overlap(report),
     )
 
 
-def _without_nan(value: Any) -> Any:
+def page(
+    title: str,
+    facts: Mapping[str, str],
+    sections: Mapping[str, str],
+    *,
+    headline: str = "",
+    notes: str = "",
+    style: str = "",
+    script: str = "",
+) -> str:
+    """Returns a web page in the look of the reports, with nothing from outside.
+
+    Args:
+        title: As text.
+        facts: What stands below it, by name, as HTML.
+        sections: By title, as HTML; those that are "" are left out.
+        headline: HTML above the sections.
+        notes: HTML below it.
+        style: Further CSS.
+        script: JavaScript.
+    """
+    template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    parts = [
+        f"<section><h2>{head}</h2>{body}</section>"
+        for head, body in sections.items()
+        if body
+    ]
+    if script:
+        parts.append(f"<script>{script}</script>")
+    return string.Template(template).substitute(
+        title=escaped(title),
+        style=style,
+        facts="".join(
+            f"<div><dt>{name}</dt><dd>{value}</dd></div>"
+            for name, value in facts.items()
+        ),
+        headline=headline,
+        overlap=notes,
+        sections="\n".join(parts),
+    )
+
+
+def without_nan(value: Any) -> Any:
     """Returns a JSON value with None for the numbers that JSON does not have."""
     if isinstance(value, Mapping):
-        return {name: _without_nan(item) for name, item in value.items()}
+        return {name: without_nan(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # The top of the page. Each returns "" if the report has nothing for it.
 
 
-def _facts(report: Report) -> str:
+def _facts(report: Report) -> dict[str, str]:
     names = ("workdir", "step", "split", "task", "model", "examples")
     facts = {
         name: number(value) if is_number(value) else escaped(value)
@@ -149,9 +185,7 @@ def _facts(report: Report) -> str:
     if "created" in report:
         created = datetime.fromisoformat(report["created"])
         facts["created"] = f"{created:%d %b %Y, %H:%M %Z}"
-    return "".join(
-        f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items()
-    )
+    return facts
 
 
 def _headline(report: Report) -> str:

@@ -1,16 +1,15 @@
 import json
 import math
 import re
-from html.parser import HTMLParser
 
 import pytest
 
 from lm.page import heat
 from lm.scorecard import MAX_LABELS, SHOWN_EXAMPLES, SHOWN_ROWS, render, write
 from lm.types import UserError
+from tests.web_page import Parsed
 
 EVIL = '<script>alert("&")</script><img src=x>\u202e\x07\ud800 $title'
-VOID = {"meta", "br", "img"}
 
 
 def labelled():
@@ -83,31 +82,6 @@ TITLES = {
     "curves": "Training",
     "worst": "Worst examples",
 }
-
-
-class Parsed(HTMLParser):
-    """Checks that all is closed, and notes what a page would run or load."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.open, self.outside, self.tags, self.texts = [], [], [], []
-        self.feed(page)
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.outside += [k for k, _ in attrs if k in ("src", "href") or k[:2] == "on"]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-
-    def handle_data(self, data):
-        self.texts.append(data)
 
 
 def headings(page):

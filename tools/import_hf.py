@@ -147,11 +147,7 @@ def _load_tokenizer(path: Path, vocab_size: int) -> Any:
     from lm.text import tokenizers
 
     cure = "fetch it again, or name another with --tokenizer"
-    try:
-        tokenizer = tokenizers.load(path)
-    except UserError as error:
-        what = str(error).removesuffix(f"; {tokenizers.CURE}")
-        raise UserError(f"{what}; {cure}" if what != str(error) else what) from error
+    tokenizer = tokenizers.load(path, cure=cure)
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"the tokenizer of {path} has {tokenizer.vocab_size} tokens but by "

@@ -6,7 +6,6 @@ the best first, in all charts and in the table.
 
 import datetime
 import shlex
-import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from urllib.parse import quote
 from experiments.search import plots, results
 from experiments.search.charts import NOT_SET, cut, text_of
 from experiments.search.results import Metric, Point, Trial
+from experiments.search.space import as_flags
 from experiments.search.view import TITLE, Sweep, count, half, states
 from lm import scorecard
 from lm.atomic import write_text
@@ -31,7 +31,7 @@ def write_page(
     trials: Sequence[Trial],
     metrics: Sequence[Metric],
     command: str = "",
-    config: str = "",
+    base: Sequence[str] = (),
 ) -> Path:
     """Writes `index.html`; a reader sees the old file or the new one.
 
@@ -40,7 +40,8 @@ def write_page(
         trials: In any state.
         metrics: One or more.
         command: That made the sweep.
-        config: The config file that it varies, for the command that trains the best.
+        base: The flags of `lm.train` that all trials have, for the command that trains
+            the best.
 
     Returns:
         The path of the page.
@@ -49,29 +50,24 @@ def write_page(
         UserError: If the folder cannot be written to.
     """
     path = folder / "index.html"
-    write_text(path, render(Sweep(folder, trials, metrics, command, config)))
+    write_text(path, render(Sweep(folder, trials, metrics, command, base)))
     return path
 
 
 def render(sweep: Sweep) -> str:
     """Returns the page, which needs nothing from outside."""
-    template = Path(scorecard.__file__).with_suffix(".html").read_text(encoding="utf-8")
     style, script = (
         Path(__file__).with_suffix(end).read_text(encoding="utf-8")
         for end in (".css", ".js")
     )
-    sections = [
-        f"<section><h2>{title}</h2>{body}</section>"
-        for title, draw in SECTIONS
-        if (body := draw(sweep))
-    ]
-    name = sweep.folder.resolve().name
-    return string.Template(template.replace("</style>", f"{style}</style>")).substitute(
-        title=escaped(f"{name}: {count(len(sweep.trials), 'trial')}"),
-        facts=_facts(sweep),
+    return scorecard.page(
+        f"{sweep.folder.resolve().name}: {count(len(sweep.trials), 'trial')}",
+        _facts(sweep),
+        {title: draw(sweep) for title, draw in SECTIONS},
         headline=_headline(sweep),
-        overlap=_failures(sweep),
-        sections="\n".join([*sections, f"<script>{script}</script>"]),
+        notes=_failures(sweep),
+        style=style,
+        script=script,
     )
 
 
@@ -91,22 +87,17 @@ def duration(seconds: float) -> str:
 # The top of the page.
 
 
-def _facts(sweep: Sweep) -> str:
+def _facts(sweep: Sweep) -> dict[str, str]:
     """Counts of trials by state, and what they took."""
-    counts = Counter(trial.state for trial in sweep.trials)
     metrics = (f"{metric.name} ({metric.mode})" for metric in sweep.metrics)
-    facts = {
-        "sweep": sweep.folder,
-        "metric": ", ".join(metrics),
-        "trials": ", ".join(f"{counts[s]:,} {s}" for s in results.STATES if counts[s]),
-        "points": len(sweep.points),
+    return {
+        "sweep": escaped(sweep.folder),
+        "metric": escaped(", ".join(metrics)),
+        "trials": results.states(sweep.trials),
+        "points": str(len(sweep.points)),
         "time of all trials": duration(sum(trial.seconds for trial in sweep.trials)),
         "written": f"{datetime.datetime.now().astimezone():%d %b %Y, %H:%M %Z}",
     }
-    return "".join(
-        f"<div><dt>{name}</dt><dd>{escaped(value)}</dd></div>"
-        for name, value in facts.items()
-    )
 
 
 def _headline(sweep: Sweep) -> str:
@@ -164,8 +155,8 @@ def _best(sweep: Sweep) -> str:
     runs = results.done(best.trials)
     folder = shlex.quote(str(sweep.folder / runs[0].workdir))
     words = [
-        f"--config={sweep.config or 'CONFIG'}",
-        *(f"--config.{key}={value}" for key, value in runs[0].overrides.items()),
+        *(sweep.base or ("--config=CONFIG",)),
+        *as_flags(runs[0].overrides),
         f"--workdir={sweep.folder / 'best'}",
     ]
     train = shlex.join(["python", "-m", "lm.train", *words])

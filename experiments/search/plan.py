@@ -58,6 +58,12 @@ class Plan:
         """Runs in all."""
         return self.num_points * self.seeds_each
 
+    @property
+    def base(self) -> list[str]:
+        """The flags of `lm.train` that all trials have."""
+        config, *overrides = self.command
+        return [f"--config={config}", *overrides]
+
     def overrides(self, number: int) -> Row | None:
         """Returns what a trial sets; None if that depends on the trials before."""
         params = self.params(number)

@@ -5,13 +5,15 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lm.atomic import write_json, write_text
 from lm.cli import valid
+from lm.scorecard import without_nan
 from lm.types import UserError
 
 STATES = ("done", "pruned", "failed", "running", "waiting")
@@ -102,6 +104,12 @@ class Point:
 def done(trials: Sequence[Trial]) -> list[Trial]:
     """Returns those that have values."""
     return [trial for trial in trials if trial.state == "done" and trial.values]
+
+
+def states(trials: Sequence[Trial]) -> str:
+    """Returns how many trials are in which state."""
+    counts = Counter(trial.state for trial in trials)
+    return ", ".join(f"{counts[s]:,} {s}" for s in STATES if counts[s])
 
 
 def identity(value: Any) -> str:
@@ -286,15 +294,7 @@ def _badness(value: float, metric: Metric) -> float:
 def _fields(item: Any) -> dict[str, Any]:
     """Returns a dataclass's fields as JSON values, but for its trials."""
     names = (field.name for field in dataclasses.fields(item))
-    return {name: _plain(getattr(item, name)) for name in names if name != "trials"}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return without_nan({n: getattr(item, n) for n in names if n != "trials"})
 
 
 def _csv(trials: Sequence[Trial], metrics: Sequence[Metric]) -> str:

@@ -8,7 +8,6 @@ import shlex
 import statistics
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,8 +221,7 @@ class Scheduler:
         trials = self._study.trials()
         ended = [t for t in trials if t.state in ("done", "pruned", "failed")]
         bar = ProgressBar(len(trials), len(ended))
-        counts = Counter(trial.state for trial in trials)
-        line = ", ".join(f"{counts[s]} {s}" for s in results.STATES if counts[s])
+        line = results.states(trials)
         if timed := [trial.seconds for trial in ended if trial.seconds]:
             left = (len(trials) - len(ended)) * statistics.mean(timed)
             line += f"; about {duration(left / len(self._shares))} left"
@@ -239,14 +237,14 @@ class Scheduler:
         trials, plan = self._study.trials(), self._plan
         results.write_tables(self._root, trials, plan.metrics)
         words = ["python", "-m", "experiments.sweep", *map(masked, sys.argv[1:])]
-        write_page(self._root, trials, plan.metrics, shlex.join(words), plan.command[0])
+        write_page(self._root, trials, plan.metrics, shlex.join(words), plan.base)
         self._written = time.monotonic()
 
 
 def table_of(trials: Sequence[Trial], metrics: Sequence[Metric], most: int) -> Table:
     """Returns the points, the best first."""
     keys = [key for key in results.keys_of(trials) if key != results.SEED]
-    heads = [key.rpartition(".")[2] for key in keys]
+    heads = space.short_names(keys, ".").values()
     table = Table(
         *heads, *(metric.name for metric in metrics), "seeds", "time", "state"
     )
@@ -255,9 +253,8 @@ def table_of(trials: Sequence[Trial], metrics: Sequence[Metric], most: int) -> T
         for mean, low, high in zip(point.means, point.lows, point.highs):
             spread = "" if math.isnan(low) else f" ({low:.4g} to {high:.4g})"
             cells.append("" if math.isnan(mean) else f"{mean:.4g}{spread}")
-        states = Counter(trial.state for trial in point.trials)
         cells += [str(point.seeds), duration(point.seconds)]
-        table.add_row(*cells, ", ".join(f"{n} {s}" for s, n in states.items()))
+        table.add_row(*cells, results.states(point.trials))
     return table
 
 

@@ -19,6 +19,7 @@ import itertools
 import math
 import operator
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -328,17 +329,34 @@ def as_word(value: Any) -> str:
 
 
 def short(row: Row) -> str:
-    """Returns a label, in which a key is its last name if no other key ends in it.
+    """Returns a label, in which keys are as short as `short_names` makes them.
 
     >>> short({"optim.learning_rate": 0.00001, "seed": 1})
     'learning_rate=1e-05 seed=1'
     >>> short({"model.dropout_rate": 0.1, "task.dropout_rate": 0.3})
     'model.dropout_rate=0.1 task.dropout_rate=0.3'
     """
-    last = {key: key.rpartition(".")[2] for key in row}
-    names = [key if [*last.values()].count(n) > 1 else n for key, n in last.items()]
     texts = (f"{v:g}" if isinstance(v, float) else as_word(v) for v in row.values())
-    return " ".join(map("=".join, zip(names, texts)))
+    return " ".join(map("=".join, zip(short_names(row, ".").values(), texts)))
+
+
+def short_names(names: Iterable[str], separator: str) -> dict[str, str]:
+    """Returns the shortest end of each name that no other one has.
+
+    >>> short_names(["optim.b1", "model.rate", "task.rate"], ".")
+    {'optim.b1': 'b1', 'model.rate': 'model.rate', 'task.rate': 'task.rate'}
+    """
+    ends = {name: _ends(name, separator) for name in names}
+    counts = Counter(end for found in ends.values() for end in found)
+    return {
+        name: next((end for end in found if counts[end] == 1), name)
+        for name, found in ends.items()
+    }
+
+
+def _ends(name: str, separator: str) -> list[str]:
+    parts = name.split(separator)
+    return [separator.join(parts[i:]) for i in reversed(range(len(parts)))]
 
 
 # Typing by the config.

@@ -42,6 +42,11 @@ _STATES = {
     TrialState.WAITING: "waiting",
 }
 
+_DIRECTIONS = {
+    "max": optuna.study.StudyDirection.MAXIMIZE,
+    "min": optuna.study.StudyDirection.MINIMIZE,
+}
+
 # A process that was long suspended may find that another has ended its trial.
 _UNLESS_ENDED = contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError)
 
@@ -56,12 +61,6 @@ def _suggest(trial: optuna.Trial, factor: Factor) -> None:
         trial.suggest_int(name, low, high, log=factor.is_log)
     else:
         trial.suggest_float(name, factor.low, factor.high, log=factor.is_log)
-
-
-_DIRECTIONS = {
-    "max": optuna.study.StudyDirection.MAXIMIZE,
-    "min": optuna.study.StudyDirection.MINIMIZE,
-}
 
 
 class _Given(optuna.samplers.BaseSampler):

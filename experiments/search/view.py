@@ -1,6 +1,5 @@
 """What the page of a sweep is made of, and what things are called on it."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +8,7 @@ from pathlib import Path
 from experiments.search import results
 from experiments.search.charts import NOT_SET, Axis, Mark, cut, text_of
 from experiments.search.results import Metric, Point, Trial
+from experiments.search.space import short_names
 from lm.page import is_number, number
 
 TITLE = 60  # characters of a value where the mouse is
@@ -23,14 +23,14 @@ class Sweep:
         trials: All of them.
         metrics: The first is the one by which points are ordered.
         command: That made the sweep; "" if it is not known.
-        config: The config file that it varies, likewise.
+        base: The flags of `lm.train` that all trials have; () if they are not known.
     """
 
     folder: Path
     trials: Sequence[Trial]
     metrics: Sequence[Metric]
     command: str
-    config: str
+    base: Sequence[str]
 
     @cached_property
     def points(self) -> list[Point]:
@@ -46,12 +46,12 @@ class Sweep:
     def keys(self) -> dict[str, str]:
         """What is swept but for the seed, and how it is called on the page."""
         keys = results.keys_of(self.trials)
-        return short([key for key in keys if key != results.SEED], ".")
+        return short_names([key for key in keys if key != results.SEED], ".")
 
     @cached_property
     def names(self) -> dict[str, str]:
         """The metrics, and how they are called on the page."""
-        return short([metric.name for metric in self.metrics], "/")
+        return short_names([metric.name for metric in self.metrics], "/")
 
     @cached_property
     def axes(self) -> dict[str, Axis]:
@@ -100,21 +100,6 @@ class Sweep:
         return number(mean) + (f" ± {number(width)}" if is_number(width) else "")
 
 
-def short(names: Sequence[str], separator: str) -> dict[str, str]:
-    """Returns the shortest end of each name that no other one has.
-
-    >>> short(["optim.b1", "optim.b2", "model.dropout", "task.dropout"], ".")
-    {'optim.b1': 'b1', 'optim.b2': 'b2', 'model.dropout': 'model.dropout',
-     'task.dropout': 'task.dropout'}
-    """
-    ends = {name: _ends(name, separator) for name in names}
-    counts = Counter(end for found in ends.values() for end in found)
-    return {
-        name: next((end for end in found if counts[end] == 1), name)
-        for name, found in ends.items()
-    }
-
-
 def count(number: int, name: str) -> str:
     """Returns a number of things.
 
@@ -131,12 +116,5 @@ def half(point: Point, metric: int) -> float:
 
 def states(point: Point) -> str:
     """Returns the states of its trials, with counts if they differ."""
-    counts = Counter(trial.state for trial in point.trials)
-    if len(counts) == 1:
-        return point.trials[0].state
-    return ", ".join(f"{counts[s]} {s}" for s in results.STATES if counts[s])
-
-
-def _ends(name: str, separator: str) -> list[str]:
-    parts = name.split(separator)
-    return [separator.join(parts[i:]) for i in reversed(range(len(parts)))]
+    found = {trial.state for trial in point.trials}
+    return found.pop() if len(found) == 1 else results.states(point.trials)

@@ -244,9 +244,10 @@ def measure(workdir: Path, metric: Metric, result: Mapping[str, Any]) -> float:
     """
     from lm.train.report import read_log
     from lm.train.workdir import load_config
+    from tools.inspect import describe
 
     if metric.name == PARAMETERS:
-        return float(_parameters(workdir))
+        return float(describe(workdir)["parameters"])
     if metric.name == LATENCY:
         return _latency(workdir)
     lines = read_log(workdir / "metrics.jsonl")
@@ -279,19 +280,6 @@ def _wait_for(workdir: Path) -> None:
         with contextlib.suppress(UserError), alone(workdir):
             return
         time.sleep(0.1)
-
-
-def _parameters(workdir: Path) -> int:
-    import flax.linen as nn
-
-    from lm import tree
-    from lm.tasks import build_task
-    from lm.train.state import abstract_params
-    from lm.train.workdir import load_config, load_tokenizer
-
-    config = load_config(workdir)
-    model = build_task(config.task, load_tokenizer(workdir)).build_model(config.model)
-    return tree.count(nn.unbox(abstract_params(model)))
 
 
 def _latency(workdir: Path) -> float:

@@ -130,6 +130,10 @@ def _told_apart(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
+class MissingFieldError(UserError):
+    """An example lacks a field."""
+
+
 def field(example: Mapping[str, Any], name: str, *used: str) -> Any:
     """Returns a field of an example.
 
@@ -139,12 +143,13 @@ def field(example: Mapping[str, Any], name: str, *used: str) -> Any:
         used: Fields that, as `text`, have a use already and are not suggested.
 
     Raises:
-        UserError: If it is missing or null.
+        MissingFieldError: If it is missing.
+        UserError: If it is null.
     """
     cure = "mend it, or name another field in the task's config"
     if name not in example:
         others = [other for other in example if other not in ("text", *used)]
-        raise UserError(
+        raise MissingFieldError(
             f"{where(example)} has no {name!r}{_near(name, others)}; {cure}"
         )
     if example[name] is None:

@@ -34,10 +34,17 @@ _PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 _WORDPIECE = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
 _BYTE_BPE = ("GPT2Tokenizer", "RobertaTokenizer")
 _SENTENCEPIECE = ("T5Tokenizer", "MT5Tokenizer", "LlamaTokenizer", "GemmaTokenizer")
-CURE = "train one with python -m tools.train_tokenizer"
 
 
-def load(path: Path, marks: Mapping[str, str | None] | None = None) -> Tokenizer:
+class _UnreadableError(Exception):
+    """Says what is wrong with a file, without a cure."""
+
+
+def load(
+    path: Path,
+    marks: Mapping[str, str | None] | None = None,
+    cure: str = "train one with python -m tools.train_tokenizer",
+) -> Tokenizer:
     """Opens a tokenizer.
 
     Args:
@@ -52,6 +59,7 @@ def load(path: Path, marks: Mapping[str, str | None] | None = None) -> Tokenizer
             `added_tokens.json`, `added_tokens_decoder` and T5's `extra_ids`.
         marks: Names of marks by `bos_token`, `eos_token` and so on, which count before
             those of the files; None is none.
+        cure: What an error says about a tokenizer that is missing or broken.
 
     Raises:
         UserError: If there is none, it is broken, or it is of a class whose rules stand
@@ -60,16 +68,18 @@ def load(path: Path, marks: Mapping[str, str | None] | None = None) -> Tokenizer
     path = Path(path)
     file = _find(path) if path.is_dir() else path
     if not file.is_file():
-        raise UserError(f"no tokenizer at {path}; {CURE}")
+        raise UserError(f"no tokenizer at {path}; {cure}")
     try:
         config = _read_json(file, "special_tokens_map.json") | _read_json(file, CONFIG)
         return _open(file, config | dict(marks or {}))
     except UserError:
         raise
+    except _UnreadableError as error:
+        raise UserError(f"{error}; {cure}") from error
     # The libraries raise plain exceptions about anything that they cannot read.
     except Exception as error:
         line = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"tokenizer {file} cannot be read: {line}; {CURE}") from error
+        raise UserError(f"tokenizer {file} cannot be read: {line}; {cure}") from error
 
 
 def _find(folder: Path) -> Path:
@@ -92,9 +102,9 @@ def _read_json(file: Path, name: str) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} cannot be read: {error}; {CURE}") from error
+        raise _UnreadableError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path} cannot be read: it is no JSON object; {CURE}")
+        raise _UnreadableError(f"{path} cannot be read: it is no JSON object")
     return values
 
 
@@ -117,9 +127,9 @@ def _open(file: Path, config: Mapping[str, Any]) -> Tokenizer:
         return huggingface_tokenizer.open_wordpiece(file, config, added)
     if file.suffix == ".json" and file.name != CONFIG:
         return huggingface_tokenizer.open_json(file, config)
-    raise UserError(
+    raise _UnreadableError(
         f"{file} is no tokenizer.json, *.model, vocab.txt, or vocab.json with "
-        f"merges.txt; {CURE}"
+        "merges.txt"
     )
 
 

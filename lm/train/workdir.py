@@ -216,8 +216,19 @@ def versions() -> dict[str, Any]:
 
 
 def load_config(workdir: Path) -> Config:
-    """Reads the config of a workdir."""
-    return Config.of(config_lib.read(workdir / "config.json"))
+    """Reads the config of a workdir.
+
+    Raises:
+        UserError: If there is none, it is broken, or the folder is a checkpoint of
+            transformers.
+    """
+    values = config_lib.read(workdir / "config.json")
+    if "model_type" in values or "architectures" in values:
+        raise UserError(
+            f"{workdir} is a checkpoint of transformers, not a workdir; make one of it "
+            "with python -m tools.import_hf"
+        )
+    return Config.of(values)
 
 
 def load(workdir: Path, step: int | str = "") -> Loaded:

@@ -4,7 +4,6 @@ import doctest
 import json
 import math
 import re
-from html.parser import HTMLParser
 
 import pytest
 from hypothesis import given, settings
@@ -17,12 +16,11 @@ from experiments.search.importance import LEAST, importances
 from experiments.search.results import Metric, Trial, fold
 from experiments.search.view import Sweep
 from lm.types import UserError
+from tests.web_page import Parsed
 
 ACCURACY = Metric("eval/validation/accuracy", "max")
 LOSS = Metric("eval/validation/loss", "min")
 EVIL = '<script>alert("&")</script><img src=x>\u202e\x07\ud800 $title </svg>\n'
-VOID = {"meta", "br", "img"}
-
 finite = st.floats(-1e6, 1e6)
 values = st.one_of(finite, st.sampled_from([math.nan, math.inf, -math.inf]))
 
@@ -268,7 +266,7 @@ def test_what_is_no_number_stands_below_the_numbers():
 
 
 def importance_of(trials, metric=0):
-    sweep = Sweep(None, trials, [ACCURACY, LOSS], "", "")  # pyright: ignore
+    sweep = Sweep(None, trials, [ACCURACY, LOSS], "", ())  # pyright: ignore
     return importances(sweep.points, sweep.axes, metric)
 
 
@@ -302,35 +300,9 @@ def test_without_enough_to_learn_from_it_is_said_why():
 # The page.
 
 
-class Parsed(HTMLParser):
-    """Checks that all is closed, and notes what a page has and would load."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.outside, self.tags, self.points = [], [], [], set()
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        self.tags.append(tag)
-        link = attrs.get("href", "")
-        self.outside += [k for k in attrs if k == "src" or k[:2] == "on"]
-        self.outside += [link] * bool(link and not link.startswith("trials/"))
-        self.points.add(attrs.get("data-p"))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-
-
 def written(folder, trials, metrics=(ACCURACY,), **how):
     text = page.write_page(folder, trials, metrics, **how).read_text()
-    parsed = Parsed(text)
+    parsed = Parsed(text, allowed="trials/")
     assert not parsed.outside and parsed.tags.count("script") == 1
     places = re.findall('(?:points|x|y|cx|cy|style)="([^"]*)"', text)
     assert not [at for at in places if "nan" in at or "inf" in at]
@@ -360,7 +332,7 @@ def test_the_page_has_every_section_once(tmp_path):
         trials,
         [ACCURACY, LOSS],
         command="python -m experiments.sweep --sweep='a=1,2'",
-        config="configs/bbc.py",
+        base=["--config=configs/bbc.py", "--config.batch_size=16"],
     )
     assert headings(text) == [
         *("Best point", "Parallel coordinates", "Importance", "Values", "Curves"),
@@ -371,7 +343,9 @@ def test_the_page_has_every_section_once(tmp_path):
     best = fold(trials, [ACCURACY, LOSS])[0]
     assert f"<b>{best.means[0]:.3f}</b></div>" in text
     assert f"{best.means[0]:.3f} ± {best.highs[0] - best.means[0]:.3f}" in text
-    command = "--config=configs/bbc.py --config.optim.learning_rate=0.001"
+    # What all trials have in common is part of the command, too.
+    command = "--config=configs/bbc.py --config.batch_size=16 "
+    command += "--config.optim.learning_rate=0.001"
     assert command in text and "--sweep=&#x27;a=1,2&#x27;" in text
 
 
