@@ -3,13 +3,13 @@
 import contextlib
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def read_ahead(items: Iterable[T], number: int) -> Iterator[T]:
+def read_ahead(items: Iterable[T], number: int) -> Generator[T, None, None]:
     """Yields items that a thread has taken up to `number` of ahead of time.
 
     One that is there is handed over at once; the iterator of `tf.data` would wake

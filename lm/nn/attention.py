@@ -8,6 +8,7 @@ Axes: B batch, T query time, S key time, N query heads, K key/value heads,
 G = N / K query heads per key/value head, H head_dim.
 """
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -77,10 +78,10 @@ class Mask:
                     near |= self.is_global
                 allowed = _and(allowed, near)
         if self.query_segments is not None and self.key_segments is not None:
-            same = (
-                self.query_segments[:, queries.start : queries.stop, None]
-                == self.key_segments[:, None, keys.start : keys.stop]
-            )
+            own = self.query_segments
+            if own.shape[1] > 1:
+                own = own[:, queries.start : queries.stop]
+            same = own[:, :, None] == self.key_segments[:, None, keys.start : keys.stop]
             allowed = _and(allowed, same)
         return allowed
 
@@ -136,11 +137,7 @@ def dot_product_attention(
     if lacking[implementation]:
         raise ValueError(f"{implementation} attention has no {lacking[implementation]}")
     if implementation == "cudnn":
-        dense = mask.dense(range(query.shape[1]), range(key.shape[1]))
-        dense = None if dense is None else dense[:, None]
-        return jax.nn.dot_product_attention(
-            query, key, value, bias, dense, scale=scale, implementation="cudnn"
-        )
+        return _cudnn(query, key, value, mask, bias, scale)
     if implementation == "splash":
         return _splash(query * scale, key, value, mask, softcap)
     rng = dropout_rng if drops else None
@@ -215,6 +212,27 @@ def _cudnn_lacks(query: Array, softcap: float, drops: bool) -> str:
     if query.shape[-1] > 128 or query.shape[-1] % 8:
         return f"head_dim {query.shape[-1]} (multiples of 8 up to 128)"
     return "softcap" if softcap else "dropout" if drops else ""
+
+
+def _cudnn(query, key, value, mask: Mask, bias, scale: float) -> Array:
+    T, S = query.shape[1], key.shape[1]
+    # What is known to be causal is half the work; the rest is a matrix to the kernel.
+    causal = mask.causal and mask.prefix is None and mask.query_index is None
+    if causal:
+        mask = dataclasses.replace(mask, causal=False)
+    dense = mask.dense(range(T), range(S))
+    if dense is not None:
+        dense = jnp.broadcast_to(dense[:, None], (dense.shape[0], 1, T, S))
+    return jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        bias,
+        dense,
+        scale=scale,
+        is_causal=causal,
+        implementation="cudnn",
+    )
 
 
 def _splash_lacks(query, key, mask: Mask, bias, drops: bool) -> str:

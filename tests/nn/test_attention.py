@@ -209,3 +209,33 @@ def test_causal_blocks_are_used():
 
     assert count(Mask(causal=True)) == 2 * attention.MAX_CAUSAL_BLOCKS
     assert count(Mask()) == 2
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("kind", ["packed", "padded", "plain"])
+def test_cudnn_is_given_what_it_takes(monkeypatch, kind, causal):
+    # Its kernel needs a GPU; XLA's, in its place, takes the same arguments.
+    given = {}
+    plain = jax.nn.dot_product_attention
+
+    def instead(*arguments, implementation, **options):
+        given.update(options, mask=arguments[4])
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", instead)
+    inputs = [x.astype(jnp.bfloat16) for x in make_inputs(2)]
+    segments = make_segments()
+    real = jnp.ones_like(segments[:, :1])
+    mask = {
+        "packed": Mask(segments, segments, causal=causal),
+        "padded": Mask(real, jnp.minimum(segments - 1, 1), causal=causal),
+        "plain": Mask(causal=causal),
+    }[kind]
+    out = dot_product_attention(*inputs, mask, implementation="cudnn")
+    expected = dot_product_attention(*inputs, mask, implementation="xla")
+    seen = np.asarray(segments > 1)[:, :, None, None] if kind == "padded" else True
+    out, expected = (np.where(seen, np.float32(x), 0) for x in (out, expected))
+    np.testing.assert_allclose(out, expected, atol=0.03)
+    assert given["is_causal"] == causal  # which is half the work
+    shape = None if given["mask"] is None else given["mask"].shape
+    assert shape == (None if kind == "plain" else (B, 1, T, T))
