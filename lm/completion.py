@@ -180,9 +180,9 @@ class Completer:
         if not hasattr(model, "prefill"):
             raise UserError(
                 f"a {model_config.name} model does not write text; choose the workdir "
-                "of a gpt or t5 model"
+                "of one that does, such as gpt or t5"
             )
-        self.has_encoder = hasattr(model_config, "encoder_layers")
+        self.has_encoder = getattr(model, "architecture", "") == "encoder_decoder"
         self._model = model
         self._model_config = model_config
         self._params = params
@@ -362,14 +362,14 @@ class Completer:
 
     def _check_length(self, text: str, num_read: int, num_inputs: int) -> None:
         """Raises a UserError if the model lacks a position for some token."""
-        config, num_new = self._model_config, self._config.max_new_tokens
+        limit, num_new = self._model_config.position_limit, self._config.max_new_tokens
         longest = max(num_read, num_inputs + num_new)
-        if config.position_encoding == "learned" and longest > config.max_len:
+        if limit is not None and longest > limit:
             shown = text if len(text) <= 30 else f"{text[:29]}…"
             raise UserError(
                 f"the prompt {shown!r} of {num_read} tokens, with "
                 f"--max-new-tokens={num_new}, needs {longest} positions but the model "
-                f"has {config.max_len}; shorten it or lower --max-new-tokens"
+                f"has {limit}; shorten it or lower --max-new-tokens"
             )
 
     def _growing(self, prompt: Prompt) -> Growing:

@@ -19,7 +19,7 @@ SIZES = {"vocab_size": 300, "emb_dim": 16, "num_layers": 1, "num_heads": 2}
 
 
 class Actor(nn.Module):
-    """Writes what its encoder read, or else the token of each place in a script."""
+    """Writes what an encoder read, or else the token of each place in a script."""
 
     config: SimpleNamespace
 
@@ -43,6 +43,12 @@ class Actor(nn.Module):
         return 9.0 * jax.nn.one_hot(tokens, self.config.vocab_size)
 
 
+class Reader(Actor):
+    """Writes what its encoder read."""
+
+    architecture = "encoder_decoder"
+
+
 class Config(SimpleNamespace):
     """Hashable, as a model's config is."""
 
@@ -55,11 +61,10 @@ def act(text="", stop=(), tokenizer=None, script=(), encoder=False, **options):
     # The mark of a text's beginning and a letter come before the text.
     script = script or [0, 0, *tokenizer.encode(text), tokenizer.eos_id]
     params = {"script": jnp.array(np.resize(script, 99), jnp.int32)}
-    config = Config(name="actor", vocab_size=300, position_encoding="none")
-    if encoder:
-        config.encoder_layers = 1
+    config = Config(name="actor", vocab_size=300, position_limit=None)
+    model = (Reader if encoder else Actor)(config)
     options = decoding.Config(**{"temperature": 0, "max_new_tokens": 64} | options)
-    return Completer(Actor(config), params, tokenizer, options, stop)
+    return Completer(model, params, tokenizer, options, stop)
 
 
 def stream(completer, prompt="x"):

@@ -11,18 +11,15 @@ import jax.numpy as jnp
 
 from lm.config import check_range
 from lm.nn.attention import Mask
-from lm.nn.layers import Einsum, Embed
+from lm.nn.base import Head, Output, predicting, row_positions
+from lm.nn.layers import ACTIVATIONS, Einsum, Embed
 from lm.nn.transformer import (
-    ACTIVATIONS,
     GATED,
     Context,
     Embedder,
-    Head,
-    Output,
     Stack,
     TransformerConfig,
     make_norm,
-    row_positions,
 )
 from lm.types import Array, Batch
 
@@ -83,7 +80,7 @@ class Model(nn.Module):
             (D,), (E,), ("embed", None), True, config.init_stddev, config.dtype
         )
         self.transform_norm = make_norm(config)
-        self.head = Head(config, use_bias=True)
+        self.head = Head(config, True, config.logit_softcap)
 
     def __call__(self, batch: Batch, deterministic: bool = True) -> Output:
         """Maps a batch to hidden states [B, T, D] and logits.
@@ -95,12 +92,9 @@ class Model(nn.Module):
             deterministic: Whether dropout is off.
         """
         hidden = self.hidden(batch, deterministic)
-        states = hidden
-        if "masked_positions" in batch:
-            places = batch["masked_positions"][:, :, None]
-            states = jnp.take_along_axis(hidden, places, axis=1)
+        states = self.transform(predicting(hidden, batch))
         activation = self.config.activation
-        states = ACTIVATIONS[GATED.get(activation, activation)](self.transform(states))
+        states = ACTIVATIONS[GATED.get(activation, activation)](states)
         states = self.transform_norm(states)
         logits = self.head(states, self.embedder.token.embedding)
         return Output(hidden, logits)

@@ -11,15 +11,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lm.nn.attention import Mask
+from lm.nn.base import Head, Output, row_positions
 from lm.nn.transformer import (
     Context,
     Embedder,
-    Head,
-    Output,
     Stack,
     TransformerConfig,
     init_cache,
-    row_positions,
 )
 from lm.types import Array, Batch, PyTree
 
@@ -42,7 +40,7 @@ class Model(nn.Module):
         config = self.config
         self.embedder = Embedder(config)
         self.decoder = Stack(config, config.num_layers, causal=True)
-        self.head = Head(config)
+        self.head = Head(config, softcap=config.logit_softcap)
 
     def __call__(self, batch: Batch, deterministic: bool = True) -> Output:
         """Maps a batch to hidden states and next-token logits, [B, T, …].

@@ -11,16 +11,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lm.nn.attention import Mask
+from lm.nn.base import Head, Output, row_positions
 from lm.nn.dropout import Dropout
 from lm.nn.transformer import (
     Context,
     Embedder,
-    Head,
-    Output,
     Stack,
     TransformerConfig,
     init_cache,
-    row_positions,
 )
 from lm.types import Array, Batch, PyTree
 
@@ -56,6 +54,13 @@ class Config(TransformerConfig):
         """Layers of the decoder."""
         return self.num_decoder_layers or self.num_layers
 
+    def mixing_flops(self, length: int, source_length: int) -> float:
+        """See `TransformerConfig`; the decoder's layers attend twice."""
+        encoder, decoder = self.encoder_layers, self.decoder_layers
+        return self.attention_flops(
+            encoder, source_length, source_length
+        ) + self.attention_flops(decoder, length, length + source_length)
+
 
 class Model(nn.Module):
     """The encoder and the decoder, which share the token embedding."""
@@ -70,7 +75,7 @@ class Model(nn.Module):
         self.encoder = Stack(config, config.encoder_layers, causal=False)
         self.decoder = Stack(config, config.decoder_layers, causal=True, cross=True)
         self.dropout = Dropout(config.dropout_rate)
-        self.head = Head(config)
+        self.head = Head(config, softcap=config.logit_softcap)
 
     def __call__(self, batch: Batch, deterministic: bool = True) -> Output:
         """Maps a batch to the decoder's states and logits, [B, T, …].

@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lm.nn import transformer
+from lm.nn import layers
 from lm.nn.dropout import Dropout
 from lm.nn.layers import Einsum
 from lm.types import Array, Batch
@@ -76,7 +76,7 @@ class PooledHead(nn.Module):
             D, stddev = pooled.shape[-1], self.backbone.config.init_stddev
             dense = Einsum((D,), (D,), ("embed", None), True, stddev, name="dense")
             # The table of all models, in which an export has its own.
-            activate = {**transformer.ACTIVATIONS, "tanh": jnp.tanh}[self.activation]
+            activate = {**layers.ACTIVATIONS, "tanh": jnp.tanh}[self.activation]
             pooled = activate(dense(pooled))
         return _outputs(self, pooled, deterministic, self.use_bias)
 

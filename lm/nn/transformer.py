@@ -19,19 +19,13 @@ import jax.numpy as jnp
 from lm.config import check_choice, check_range
 from lm.nn import positions as position_codes
 from lm.nn.attention import IMPLEMENTATIONS, Mask, dot_product_attention
+from lm.nn.base import ModelConfig
 from lm.nn.dropout import Dropout
-from lm.nn.layers import Einsum, Embed, Norm, declare
-from lm.nn.losses import Logits
+from lm.nn.layers import ACTIVATIONS, Einsum, Embed, Norm
 from lm.nn.positions import RopeScaling
 from lm.sharding import constrain
 from lm.types import Array, Params, PyTree, UserError
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-}
 # Gated: activation(x W) * (x V), Shazeer (2020), https://arxiv.org/abs/2002.05202.
 GATED = {"swiglu": "silu", "geglu": "gelu_tanh"}
 
@@ -46,19 +40,16 @@ REMAT_POLICIES = {
 
 
 @dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(ModelConfig):
     """What every transformer here can be; models choose defaults of their own.
 
     Attributes:
-        name: Which model it is, in `lm.models.MODELS`.
-        vocab_size: V, rows of the embedding.
-        emb_dim: D.
         num_layers: L.
         num_heads: N.
         num_kv_heads: K; 0 means N (multi-head), 1 is multi-query.
         head_dim: H; 0 means D / N.
         mlp_dim: F; 0 means 4 D.
-        max_len: The longest row; the size of the table of learned positions.
+        max_len: Also the size of the table of learned positions.
         position_encoding: `learned`, `sinusoidal`, `rotary`, `relative` (T5) or
             `none`.
         position_offset: Rows of the table of learned positions before that of place 0
@@ -81,7 +72,6 @@ class TransformerConfig:
         activation: `gelu`, `gelu_tanh`, `relu`, `silu`; gated: `swiglu`, `geglu`.
         use_bias: Whether projections and layer norms have biases.
         qkv_bias: Whether queries, keys and values have them all the same (Qwen 2).
-        tie_embeddings: Whether the vocabulary head is the embedding.
         scale_embeddings: Whether embeddings are multiplied by √D (Gemma).
         share_layers: Whether all layers have the same parameters (ALBERT).
         dropout_rate: Of embeddings and sublayer outputs.
@@ -92,9 +82,6 @@ class TransformerConfig:
         attention_softcap: If positive, caps attention scores.
         logit_softcap: If positive, caps the vocabulary logits.
         attention: `auto`, `xla`, `cudnn` or `splash`.
-        init_stddev: Of kernels; 0 means 1 / √fan_in.
-        embed_stddev: Of embeddings.
-        dtype: Of the arithmetic, `float32` or `bfloat16`; parameters are float32.
         scan_layers: Whether layers are stacked and scanned, so that compile time
             does not grow with L.
         scan_unroll: Layers that are compiled side by side in a scan: more take longer
@@ -103,15 +90,11 @@ class TransformerConfig:
             matmuls), `dots_no_batch` (all but the matmuls with parameters).
     """
 
-    name: str = ""
-    vocab_size: int = 8192
-    emb_dim: int = 128
     num_layers: int = 4
     num_heads: int = 4
     num_kv_heads: int = 0
     head_dim: int = 0
     mlp_dim: int = 0
-    max_len: int = 256
     position_encoding: str = "rotary"
     position_offset: int = 0
     rope_theta: float = 10_000.0
@@ -129,10 +112,8 @@ class TransformerConfig:
     activation: str = "gelu_tanh"
     use_bias: bool = False
     qkv_bias: bool = False
-    tie_embeddings: bool = True
     scale_embeddings: bool = False
     share_layers: bool = False
-    dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
     window: int = 0
     global_every: int = 0
@@ -140,37 +121,30 @@ class TransformerConfig:
     attention_softcap: float = 0.0
     logit_softcap: float = 0.0
     attention: str = "auto"
-    init_stddev: float = 0.0
-    embed_stddev: float = 0.02
-    dtype: str = "float32"
     scan_layers: bool = True
     scan_unroll: int = 1
     remat: str = "none"
 
     def __post_init__(self):
+        super().__post_init__()
         for name, choices in {
             "position_encoding": POSITION_ENCODINGS,
             "norm": ("rms", "layer"),
             "norm_position": ("pre", "post", "both"),
             "activation": (*ACTIVATIONS, *GATED),
             "attention": IMPLEMENTATIONS,
-            "dtype": ("float32", "bfloat16"),
             "remat": tuple(REMAT_POLICIES),
         }.items():
             check_choice(f"model.{name}", getattr(self, name), choices)
-        for name in (
-            *("vocab_size", "emb_dim", "num_layers", "num_heads", "max_len"),
-            "scan_unroll",
-        ):
+        for name in ("num_layers", "num_heads", "scan_unroll"):
             check_range(f"model.{name}", getattr(self, name), 1)
         for name in (
             *("num_kv_heads", "head_dim", "mlp_dim", "window", "global_every"),
             *("norm_eps", "position_offset", "rope_local_theta", "attention_scale"),
-            *("attention_softcap", "logit_softcap", "init_stddev", "embed_stddev"),
+            *("attention_softcap", "logit_softcap"),
         ):
             check_range(f"model.{name}", getattr(self, name), 0)
-        for name in ("dropout_rate", "attention_dropout_rate"):
-            check_range(f"model.{name}", getattr(self, name), 0, 1)
+        check_range("model.attention_dropout_rate", self.attention_dropout_rate, 0, 1)
         check_range("model.rope_theta", self.rope_theta, 1)
         check_range("model.rope_fraction", self.rope_fraction, 0, 1 + 1e-9)
         check_range("model.relative_buckets", self.relative_buckets, 4)
@@ -207,6 +181,23 @@ class TransformerConfig:
     def mlp_size(self) -> int:
         """F."""
         return self.mlp_dim or 4 * self.emb_dim
+
+    @property
+    def position_limit(self) -> int | None:
+        """See `ModelConfig`; positions that are not learned have no limit."""
+        return self.max_len if self.position_encoding == "learned" else None
+
+    def mixing_flops(self, length: int, source_length: int) -> float:
+        """See `ModelConfig`: 12 · N · H · T for each token and layer."""
+        del source_length
+        return self.attention_flops(self.num_layers, length, length)
+
+    def attention_flops(self, num_layers: int, queries: int, keys: int) -> float:
+        """Returns the FLOPs of training attention between as many tokens of a row.
+
+        Chowdhery et al. (2022), https://arxiv.org/abs/2204.02311, appendix B.
+        """
+        return 12.0 * self.num_heads * self.head_size * num_layers * queries * keys
 
 
 @flax.struct.dataclass
@@ -619,51 +610,6 @@ class Embedder(nn.Module):
         if self.token_dim:
             x = self.project(x)
         return constrain(x, "batch", "length", "act_embed")
-
-
-class Head(nn.Module):
-    """The vocabulary head, kept as the factors of its logits."""
-
-    config: TransformerConfig
-    use_bias: bool = False
-
-    @nn.compact
-    def __call__(self, states: Array, table: Array) -> Logits:
-        """Returns the logits of states [B, T, D], or [B, T, E].
-
-        `table` [V, D] is the embedding; without `config.tie_embeddings` the head has
-        a kernel of its own.
-        """
-        config = self.config
-        kernel, bias = table, None
-        if not config.tie_embeddings:
-            init = nn.initializers.normal(config.init_stddev or config.emb_dim**-0.5)
-            shape = (config.vocab_size, states.shape[-1])
-            kernel = declare(self, "kernel", init, ("vocab", "embed"), shape)
-        if self.use_bias:
-            zeros, shape = nn.initializers.zeros, (config.vocab_size,)
-            bias = declare(self, "bias", zeros, ("vocab",), shape)
-        return Logits(states, kernel, bias, config.logit_softcap)
-
-
-@flax.struct.dataclass
-class Output:
-    """What a model returns.
-
-    Attributes:
-        hidden: [B, T, D] final states.
-        logits: Over the vocabulary, of the positions that predict.
-    """
-
-    hidden: Array
-    logits: Logits
-
-
-def row_positions(ids: Array, positions: Array | None) -> Array:
-    """Returns `positions`, or 0, 1, 2, … for rows that hold one document each."""
-    if positions is not None:
-        return positions
-    return jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
 
 
 def init_cache(

@@ -9,6 +9,7 @@ import jax
 
 from lm import cli, tree
 from lm.data.sources import open_source
+from lm.nn.base import replace_known
 from lm.tasks import TASKS
 from lm.train.config import Config
 from lm.types import Params, UserError
@@ -35,17 +36,17 @@ def resolve(config: Config, source: Config | None) -> Config:
             the source cannot serve.
     """
     if source is not None:
-        own = {name: getattr(config.model, name) for name in _OWN}
-        if source.model.position_encoding != "learned":
+        own, limit = _own(config), source.model.position_limit
+        if limit is None:
             own["max_len"] = max(config.model.max_len, source.model.max_len)
-        elif getattr(config.task, "length", 0) > source.model.max_len:
+        elif getattr(config.task, "length", 0) > limit:
             raise UserError(
-                f"task.length {config.task.length} exceeds the {source.model.max_len} "
+                f"task.length {config.task.length} exceeds the {limit} "
                 f"positions that the model of {config.init_from} learned; lower it"
             )
         config = dataclasses.replace(
             config,
-            model=dataclasses.replace(source.model, **own),
+            model=replace_known(source.model, **own),
             data=dataclasses.replace(
                 config.data, tokenizer=str(Path(config.init_from) / "tokenizer")
             ),
@@ -59,10 +60,9 @@ def resolve(config: Config, source: Config | None) -> Config:
 def inherit(config: Config, before: Config) -> Config:
     """Fills in what the run found out when it began, so that it can go on."""
     if config.init_from and config.init_from == before.init_from:
-        own = {name: getattr(config.model, name) for name in _OWN}
         config = dataclasses.replace(
             config,
-            model=dataclasses.replace(before.model, **own),
+            model=replace_known(before.model, **_own(config)),
             data=dataclasses.replace(config.data, tokenizer=before.data.tokenizer),
         )
     kinds = {getattr(task, "kind", "") for task in (config.task, before.task)}
@@ -74,6 +74,12 @@ def inherit(config: Config, before: Config) -> Config:
         if getattr(config.task, name, None) == ()
     }
     return dataclasses.replace(config, task=dataclasses.replace(config.task, **found))
+
+
+def _own(config: Config) -> dict[str, Any]:
+    """Returns those fields of the model that are the run's own."""
+    model = config.model
+    return {name: getattr(model, name) for name in _OWN if hasattr(model, name)}
 
 
 def _training_examples(config: Config) -> Iterator[dict[str, Any]]:

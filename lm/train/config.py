@@ -8,7 +8,7 @@ from lm.adapt.lora import FROZEN, LoraConfig
 from lm.config import check_range, from_config_dict
 from lm.data.pipeline import DataConfig
 from lm.models import MODELS
-from lm.nn.transformer import TransformerConfig
+from lm.nn.base import ModelConfig
 from lm.sharding import MeshConfig
 from lm.tasks import TASKS
 from lm.train.checkpoint import CheckpointConfig
@@ -87,7 +87,7 @@ class Config:
         checkpoint_every_steps: Between two checkpoints; the last step has one.
     """
 
-    model: TransformerConfig
+    model: ModelConfig
     task: Any
     data: DataConfig
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import tree
-from lm.nn.transformer import TransformerConfig
+from lm.nn.base import ModelConfig
 from lm.types import Params, UserError
 
 # Dense bfloat16 peak of one chip, in FLOP/s, from the vendors' data sheets. The
@@ -34,14 +34,14 @@ PEAK_FLOPS = (
 
 
 def step_flops(
-    config: TransformerConfig, params: Params, shapes: Mapping[str, tuple[int, ...]]
+    config: ModelConfig, params: Params, shapes: Mapping[str, tuple[int, ...]]
 ) -> float:
     """Returns the model's FLOPs of a training step on a batch of these shapes.
 
     As Chowdhery et al. (2022), https://arxiv.org/abs/2204.02311, appendix B: 6 for
-    each weight of a matmul and each token it meets, and 12 · N · H · T for each token
-    and layer of self-attention (none is saved by a causal mask, none counted for
-    what is recomputed). Cross-attention scores count likewise.
+    each weight of a matmul and each token it meets, and `mixing_flops` of the model,
+    such as those of attention (none is saved by a causal mask, none counted for
+    what is recomputed).
     """
     rows, length = shapes["inputs"]
     tokens = rows * length
@@ -64,19 +64,12 @@ def step_flops(
         else:
             met = tokens
         if "/layer/" in name:  # of all layers
-            met *= config.num_layers
+            met *= getattr(config, "num_layers", 1)
         return 6.0 * leaf.size * met if name.endswith("kernel") else 0.0
 
     total = sum(jax.tree.leaves(tree.map_with_names(matmul, params)))
-    width = 12.0 * config.num_heads * config.head_size
-    if not sources:
-        return total + width * config.num_layers * tokens * length
-    encoder = getattr(config, "encoder_layers", config.num_layers)
-    decoder = getattr(config, "decoder_layers", config.num_layers)
-    source_length = shapes["encoder_inputs"][1]
-    return total + width * (
-        encoder * sources * source_length + decoder * tokens * (length + source_length)
-    )
+    source_length = sources and shapes["encoder_inputs"][1]
+    return total + rows * config.mixing_flops(length, source_length)
 
 
 @functools.cache

@@ -20,15 +20,10 @@ B, T = 2, 24
 # As many words as places, so that a row may have each once.
 V = T
 
-SMALL = {
-    "vocab_size": V,
-    "emb_dim": 16,
-    "num_layers": 2,
-    "num_heads": 4,
-    "max_len": 64,
-    "dropout_rate": 0.0,
-    "attention_dropout_rate": 0.0,
-}
+SMALL = {"vocab_size": V, "emb_dim": 16, "max_len": 64, "dropout_rate": 0.0}
+
+TRANSFORMERS = ("gpt", "bert", "t5")
+STACK = {"num_layers": 2, "num_heads": 4, "attention_dropout_rate": 0.0}
 
 # Every option of the stack stands in one of these, and every law holds for each.
 OPTIONS = {
@@ -96,7 +91,28 @@ OPTIONS = {
         "norm_position": "post",
     },
 }
-with_options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+# Of the other models: name -> what its options are called -> they.
+OTHERS: dict[str, dict[str, dict]] = {}
+
+
+def with_cases(*architectures):
+    """Runs a law for all options of the models of those architectures, or of all."""
+    options = dict.fromkeys(TRANSFORMERS, OPTIONS) | OTHERS
+    return pytest.mark.parametrize(
+        "name,options",
+        [
+            pytest.param(name, case, id=f"{name}-{called}")
+            for name, (_, module) in MODELS.items()
+            if module.architecture in (architectures or ARCHITECTURES)
+            for called, case in options[name].items()
+        ],
+    )
+
+
+ARCHITECTURES = ("encoder", "decoder", "encoder_decoder")
+with_models = pytest.mark.parametrize(
+    "name", [n for n, (_, m) in MODELS.items() if m.architecture in ARCHITECTURES]
+)
 
 
 def make(name, **options):
@@ -105,7 +121,8 @@ def make(name, **options):
 
 @functools.cache
 def cached_make(name, options):
-    model = build_model(MODELS[name][0](**SMALL | dict(options)))
+    base = SMALL | (STACK if name in TRANSFORMERS else {})
+    model = build_model(MODELS[name][0](**base | dict(options)))
 
     abstract = jax.eval_shape(model.init, jax.random.key(0), make_batch())["params"]
     rng = np.random.default_rng(0)
@@ -151,8 +168,7 @@ def assert_close(a, b, atol=2e-4):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
 
 
-@pytest.mark.parametrize("name", ["gpt", "t5"])
-@with_options
+@with_cases("decoder", "encoder_decoder")
 def test_cached_decoding_is_the_full_forward(name, options):
     model, params = make(name, **options)
     batch = make_batch()
@@ -198,9 +214,9 @@ def test_a_prefix_is_read_both_ways_when_decoding():
         out, cache = step(tokens, positions, cache)
 
 
-@with_options
-def test_causality_by_gradient(options):
-    model, params = make("gpt", **options)
+@with_cases("decoder")
+def test_causality_by_gradient(name, options):
+    model, params = make(name, **options)
     batch = make_batch(rows=1)
     table = params["embedder"]["token"]["embedding"]
     frozen = jax.tree.map(jax.lax.stop_gradient, params)
@@ -219,15 +235,14 @@ def test_causality_by_gradient(options):
     influence = jnp.abs(jacobian).sum(axis=-1)
     assert not np.triu(influence, k=1).any()
     window = options.get("window") or T
-    num_limited = SMALL["num_layers"] if "global_every" not in options else T
+    num_limited = STACK["num_layers"] if "global_every" not in options else T
     reach = 1 + num_limited * (window - 1)
     near = np.tril(np.ones((T, T), bool)) & ~np.tril(np.ones((T, T), bool), -window)
     assert (np.asarray(influence)[near] > 0).all()
     assert not np.asarray(influence)[np.tril(np.ones((T, T), bool), -reach)].any()
 
 
-@pytest.mark.parametrize("name", MODELS)
-@with_options
+@with_cases()
 def test_packed_documents_are_as_if_alone(name, options):
     model, params = make(name, **options)
     batch = make_batch()
@@ -245,7 +260,18 @@ def test_packed_documents_are_as_if_alone(name, options):
         )
 
 
-@pytest.mark.parametrize("name", MODELS)
+@with_cases()
+def test_padding_changes_nothing(name, options):
+    model, params = make(name, **options)
+    batch, size = make_batch(), 9
+    real = jnp.broadcast_to(jnp.arange(T)[None] < size, (B, T)).astype(jnp.int32)
+    padded = batch | {"segment_ids": real, "encoder_segment_ids": real}
+    alone = {k: v[:, :size] for k, v in batch.items()}
+    found = logits(model, params, padded)[:, :size]
+    assert_close(found, logits(model, params, alone))
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
 def test_scan_is_loop(name):
     scanned, params = make(name)
     looped = build_model(dataclasses.replace(scanned.config, scan_layers=False))
@@ -283,7 +309,7 @@ def test_remat_is_none(name, remat, scan):
     assert_close(gradients(plain, params, batch), gradients(model, params, batch))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@with_models
 def test_bfloat16_is_near_float32_and_parameters_stay_float32(name):
     model, params = make(name)
     half = build_model(dataclasses.replace(model.config, dtype="bfloat16"))
@@ -295,9 +321,11 @@ def test_bfloat16_is_near_float32_and_parameters_stay_float32(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(abstract)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@with_models
 def test_dropout_is_off_unless_asked_for(name):
-    model, params = make(name, dropout_rate=0.3, attention_dropout_rate=0.3)
+    rates = ("dropout_rate", "attention_dropout_rate")
+    known = {field.name for field in dataclasses.fields(MODELS[name][0])}
+    model, params = make(name, **{rate: 0.3 for rate in rates if rate in known})
     batch = make_batch()
     plain, plain_params = make(name)
     assert tree.names(params) == tree.names(plain_params)
@@ -378,4 +406,4 @@ def test_positions_matter(kind):
 )
 def test_bad_options_are_named(options, message):
     with pytest.raises(UserError, match=message):
-        MODELS["gpt"][0](**SMALL | options)
+        MODELS["gpt"][0](**SMALL | STACK | options)

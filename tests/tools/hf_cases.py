@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from lm import decoding
-from lm.nn.transformer import Output
+from lm.nn.base import Output
 from lm.train import workdir as workdir_lib
 from lm.types import Batch
 from tools import export_hf, import_hf

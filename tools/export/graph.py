@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.nn.base import replace_known
 from lm.nn.transformer import Cache, unstack_layers
 from lm.tasks import Predictive
 from lm.tasks.base import apply
@@ -114,7 +115,7 @@ def build(loaded: Loaded, lengths: Sequence[int] = ()) -> Graph:
             more than the model's.
     """
     task: Any = loaded.task
-    config = dataclasses.replace(
+    config = replace_known(
         loaded.config.model, scan_layers=False, remat="none", dtype="float32"
     )
     model: Any = task.build_model(config)
@@ -201,7 +202,7 @@ def _decoder(task: Any, model: Any, lengths: Sequence[int], prefix_lm: bool) -> 
     size = task_config.length + getattr(task_config, "targets_length", 0)
     lengths = _checked(
         lengths or [n for n in (16, 128, 1024) if n < size] + [size],
-        config.max_len if config.position_encoding == "learned" else 1 << 20,
+        config.position_limit or 1 << 20,
         "model.max_len",
     )
     S = lengths[-1]
@@ -242,7 +243,7 @@ def _encoder_decoder(task: Any, model: Any, lengths: Sequence[int]) -> _Made:
     config, task_config = model.config, task.config
     S = getattr(task_config, "targets_length", task_config.length)
     L = config.decoder_layers
-    longest = config.max_len if config.position_encoding == "learned" else 1 << 20
+    longest = config.position_limit or 1 << 20
 
     def encode(params: Params, inputs: Batch) -> Batch:
         read = {f"encoder_{name}": value for name, value in inputs.items()}

@@ -25,8 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import onnx
 
-from lm.nn.layers import Norm
-from lm.nn.transformer import ACTIVATIONS
+from lm.nn.layers import ACTIVATIONS, Norm
 from lm.train.workdir import Loaded
 from lm.types import Array
 from tools.export import onnx_ops

@@ -28,7 +28,7 @@ from jax.experimental import jax2tf
 
 from lm import decoding
 from lm.completion import writable
-from lm.nn.transformer import ACTIVATIONS
+from lm.nn.layers import ACTIVATIONS
 from lm.tasks import Generative
 from lm.train.workdir import Loaded
 from lm.types import Array, Batch, Params

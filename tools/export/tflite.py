@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.nn import attention
-from lm.nn.layers import Embed
-from lm.nn.transformer import ACTIVATIONS
+from lm.nn.layers import ACTIVATIONS, Embed
 from lm.train.workdir import Loaded
 from lm.types import UserError
 from tools.export import quantization
