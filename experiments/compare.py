@@ -254,6 +254,12 @@ def _score(columns: Sequence[Column], split: str) -> list[str]:
             cli.say(f"{run.name}: {split}")
             seed = first.runs[0].config.seed
             column.outputs.append(paired.outputs_of(run.folder, split, seen, seed))
+    if chosen and (drawn := chosen[0].outputs[0]).kind == "rows":
+        notes.append(
+            f"{split} has fewer than {paired.LEAST_DOCUMENTS} documents, too few to be "
+            f"drawn; its {len(drawn.examples):,} rows are, as if none had to do with "
+            "another: intervals and p-values are too small"
+        )
     alike = [column for column in chosen if column is first]
     for column in chosen:
         if column is first or first not in chosen:
@@ -327,6 +333,7 @@ def _result(columns: Sequence[Column], split: str, notes: list[str]) -> dict[str
         "split": split,
         "baseline": columns[0].name,
         "examples": len(first.outputs[0].examples) if scored else 0,
+        "drawn": first.outputs[0].kind if scored else "examples",
         "steps": [[each.step for each in c.outputs] for c in columns],
         "facts": {key: [each.get(key) for each in facts] for key in keys},
         "config": _differences(column.settings for column in columns),

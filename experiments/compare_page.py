@@ -70,7 +70,8 @@ def show(result: Result) -> None:
     metrics = [m for m in _in_order(result["scores"]) if not m.startswith(NOT_SHOWN)]
     rows = {metric: list(map(_cell, result["scores"][metric])) for metric in metrics}
     if rows:
-        show_rows(f"{result['split']}, {result['examples']:,}", rows)
+        drawn = f"{result['examples']:,} {result['drawn']}"
+        show_rows(f"{result['split']}, {drawn}", rows)
 
 
 def _cell(score: Mapping[str, Any] | None) -> str:
@@ -99,7 +100,7 @@ def render(result: Result, logs: Logs) -> str:
     facts = {
         "task": result["task"],
         "split": result["split"],
-        "examples": page.number(result["examples"]),
+        result["drawn"]: page.number(result["examples"]),
         "compared with": result["baseline"],
         "created": f"{created:%d %b %Y, %H:%M %Z}",
     }
@@ -129,8 +130,8 @@ def _scores(result: Result) -> str:
     if rest := tables[METRICS:]:
         body += page.more(f"{len(rest)} more", "".join(rest))
     note = (
-        "Intervals hold 95% of the scores of examples drawn again and again; of "
-        "several seeds they are those of their mean (Student's t). "
+        f"Intervals hold 95% of the scores of {result['drawn']} drawn again and "
+        "again; of several seeds they are those of their mean (Student's t). "
     )
     differences = [
         score["difference"]

@@ -1,8 +1,10 @@
 """Scores models on the same examples, resampled together.
 
-What is drawn is an example of a task that predicts, and a row of a language model's.
-Metrics are those of `Task.score`, or of `Task.loss`; each is computed again of every
-resample, so that one that is no mean, such as F1 or perplexity, has its own interval.
+What is drawn is an example of a task that predicts. Of a language model's it is a
+document, or several that share rows, for tokens of one document are alike; where there
+are too few of them it is a row. Metrics are those of `Task.score`, or of `Task.loss`;
+each is computed again of every resample, so that one that is no mean, such as F1 or
+perplexity, has its own interval.
 """
 
 import functools
@@ -24,6 +26,10 @@ from lm.types import UserError
 SECONDS = 20.0
 SAMPLES = (100, 1000)
 
+# From so many documents on they are drawn: of few clusters a bootstrap is too sure
+# (Cameron, Gelbach and Miller 2008, https://doi.org/10.1162/rest.90.3.414).
+LEAST_DOCUMENTS = 20
+
 Scores = dict[str, float]
 
 
@@ -35,11 +41,13 @@ class Outputs:
         step: The checkpoint's.
         examples: What tells each of what can be drawn from others [n].
         score: Returns the metrics of those of these numbers, the most telling first.
+        kind: What is drawn: `examples`, `documents` or `rows`.
     """
 
     step: int
     examples: list[str]
     score: Callable[[np.ndarray], Scores]
+    kind: str = "examples"
 
 
 def predicts(task: Any) -> bool:
@@ -114,7 +122,7 @@ def _left(examples: Sequence[Any], seen: Collection[str], split: str) -> list[bo
 
 
 def _rows(loaded: Any, mesh: Any, split: str, size: int, seed: int) -> Outputs:
-    """Computes the metrics of each row by itself."""
+    """Computes the metrics of each document, or of each row, by itself."""
     import jax
 
     from lm.data.pipeline import build_pipeline
@@ -140,19 +148,50 @@ def _rows(loaded: Any, mesh: Any, split: str, size: int, seed: int) -> Outputs:
         return jax.vmap(one)(batch), batch["example_mask"]
 
     found, numbers = [], range(pipeline.num_batches)
-    numbers = cli.progress(numbers, len(numbers))
     call = functools.partial(by_row, loaded.params)
-    for _, (metrics, mask) in in_turn(call, pipeline, numbers, mesh):
+    shown = cli.progress(numbers, len(numbers))
+    for _, (metrics, mask) in in_turn(call, pipeline, shown, mesh):
         found.append(jax.tree.map(lambda x, m=mask: np.float64(x[m > 0]), metrics))
     rows = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+    kind, groups = (
+        "documents",
+        groups_of(
+            [
+                {piece.doc for piece in row}
+                for n in numbers
+                for row in pipeline.documents(n)
+            ]
+        ),
+    )
+    if max(groups) + 1 < LEAST_DOCUMENTS:
+        kind, groups = "rows", np.arange(len(groups))
+    drawn = jax.tree.map(lambda x: np.bincount(groups, x), rows)
 
     def score(chosen: np.ndarray) -> Scores:
-        return metrics_lib.compute(jax.tree.map(lambda x: x[chosen].sum(), rows))
+        return metrics_lib.compute(jax.tree.map(lambda x: x[chosen].sum(), drawn))
 
     # The fingerprint is of the texts and their tokens, the weights of how they are cut.
-    weights = rows["loss"].weight
+    weights = drawn["loss"].weight
     names = [f"{pipeline.fingerprint} {i} {w}" for i, w in enumerate(weights)]
-    return Outputs(loaded.step, names, score)
+    return Outputs(loaded.step, names, score, kind)
+
+
+def groups_of(rows: Sequence[Collection[int]]) -> np.ndarray:
+    """Returns a number for each row, the same one where rows share a document.
+
+    >>> groups_of([{0}, {0, 1}, {2, 3}, {4}, {4}]).tolist()
+    [0, 0, 1, 2, 2]
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    row = np.repeat(np.arange(len(rows)), [len(documents) for documents in rows])
+    document = np.array([number for documents in rows for number in documents])
+    size = len(rows) + document.max(initial=0) + 1  # a node for each row and document
+    edges = row, len(rows) + document
+    graph = coo_array((np.ones(len(row)), edges), (size, size))
+    _, groups = connected_components(graph, directed=False)
+    return np.unique(groups[: len(rows)], return_inverse=True)[1]
 
 
 def mean_of(outputs: Sequence[Outputs]) -> Callable[[np.ndarray], Scores]:

@@ -30,11 +30,17 @@ metrics, between commas, the page shows the Pareto front.
 
 Every trial is a run of `lm.train` in the workdir, under `trials`. The same command goes
 on where it was ended, however that was: finished trials stay, others go on from their
-checkpoints; only if all have failed are they tried again. On several machines the same
-command with the same --storage, the URL of a PostgreSQL or MySQL database, shares the
-trials between them; the workdir must be of a file system that they share if a trial is
-to go on elsewhere. `--emit=shell` prints one command a trial for a queue of your own;
-run the sweep when they have run, and it takes their results in. `optuna-dashboard
+checkpoints; only if all have failed are they tried again.
+
+On several machines the same command with the same --storage shares the trials between
+them. It is the URL of a database that has nothing else:
+
+    postgresql+psycopg://me:secret@host/sweep      pip install 'psycopg[binary]'
+    mysql+pymysql://me:secret@host/sweep           pip install 'pymysql[rsa]'
+
+The workdir must be of a file system that they share if a trial is to go on elsewhere.
+`--emit=shell` prints one command a trial for a queue of your own; run the sweep when
+they have run, and it takes their results in. `optuna-dashboard
 sqlite:///WORKDIR/study.db` looks into the database.
 """
 

@@ -7,12 +7,13 @@ import errno
 import gc
 import io
 import json
+import math
 import os
 import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
@@ -192,6 +193,19 @@ def valid(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
+def without_nan(value: Any) -> Any:
+    """Returns a JSON value with None for the numbers that JSON does not have.
+
+    >>> without_nan({"f1": [0.5, float("nan")]})
+    {'f1': [0.5, None]}
+    """
+    if isinstance(value, Mapping):
+        return {name: without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def say(line: str) -> None:
     """Prints a line on standard error."""
     print(line, file=sys.stderr, flush=True)
@@ -229,13 +243,13 @@ def run(
         with hidden:
             result = main(args, extra) if parse_options else main(args)
         if args.json:
-            print(json.dumps(result or {}), file=stdout, flush=True)
+            print(json.dumps(without_nan(result or {})), file=stdout, flush=True)
         sys.stdout.flush()
     except UserError as error:
         sys.exit(_fail(error, 1))
     except Ended as end:
         if args.json:
-            print(json.dumps(end.result), file=stdout, flush=True)
+            print(json.dumps(without_nan(end.result)), file=stdout, flush=True)
         sys.exit(end.status)
     except Signalled as error:
         word = "interrupted" if error.number == signal.SIGINT else "terminated"

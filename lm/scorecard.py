@@ -49,6 +49,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.atomic import write_json, write_text
+from lm.cli import without_nan
 from lm.page import (
     Chart,
     curve_chart,
@@ -161,15 +162,6 @@ def page(
         overlap=notes,
         sections="\n".join(parts),
     )
-
-
-def without_nan(value: Any) -> Any:
-    """Returns a JSON value with None for the numbers that JSON does not have."""
-    if isinstance(value, Mapping):
-        return {name: without_nan(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # The top of the page. Each returns "" if the report has nothing for it.

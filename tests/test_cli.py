@@ -1,5 +1,6 @@
 """What every command shares, in processes of their own: signals and odd terminals."""
 
+import json
 import os
 import subprocess
 import sys
@@ -19,9 +20,9 @@ cli.run(main, cli.make_parser("A command."))
 """
 
 
-def run(body, **environment):
+def run(body, *words, **environment):
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(body=body)],
+        [sys.executable, "-c", SCRIPT.format(body=body), *words],
         capture_output=True,
         text=True,
         env=os.environ | environment,
@@ -55,6 +56,11 @@ def test_a_signal_is_not_lost_in_a_callback_of_the_garbage_collector():
     time.sleep(60)
     """
     assert run(body) == (130, "", "error: interrupted\n")
+
+
+def test_json_has_no_nan():
+    status, out, error = run('return {"f1": [0.5, float("nan")]}', "--json")
+    assert (status, error) == (0, "") and json.loads(out) == {"f1": [0.5, None]}
 
 
 def test_what_a_terminal_cannot_show_is_spelled():

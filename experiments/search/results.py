@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.atomic import write_json, write_text
-from lm.cli import valid
-from lm.scorecard import without_nan
+from lm.cli import valid, without_nan
 from lm.types import UserError
 
 STATES = ("done", "pruned", "failed", "running", "waiting")

@@ -13,13 +13,13 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from experiments.search.plan import Params, Plan, choices, name_of, workdir_of
 from experiments.search.results import Trial
@@ -28,6 +28,15 @@ from lm.atomic import make_folder
 from lm.types import UserError
 
 NAME = "sweep"
+
+# What is said where the module that talks with a server is missing.
+DRIVERS = (
+    "pip install 'psycopg[binary]' 'pymysql[rsa]', and begin --storage with "
+    "postgresql+psycopg:// or mysql+pymysql://"
+)
+
+# How often the tables of an empty database are tried to be made.
+TRIES = 20
 
 # After so many seconds without a sign of life a trial of another machine is taken over.
 GRACE = 300.0
@@ -108,16 +117,20 @@ class Study:
 
     def _connect(self) -> optuna.storages.BaseStorage:
         is_file = self.url.startswith("sqlite")
-        wait = {"connect_args": {"timeout": 100}} if is_file else {}
+        # A server may end a connection that is not used for hours.
+        kept: dict[str, Any] = {"pool_pre_ping": True}
+        if is_file:
+            kept = {"connect_args": {"timeout": 100}}
         try:
-            storage = optuna.storages.RDBStorage(self.url, engine_kwargs=wait)
+            return optuna.storages.get_storage(_made(self.url, kept))
         except Exception as error:  # SQLAlchemy's and each driver's own
-            line = " ".join(str(error).split())[:160]
+            cause, cure = error, "set another --storage"
+            if isinstance(error, ImportError):
+                cause, cure = error.__cause__ or error, DRIVERS
+            line = " ".join(str(cause).split())[:160]
             raise UserError(
-                f"cannot open the database {masked(self.url)}: {masked(line)}; "
-                "set another --storage"
+                f"cannot open the database {masked(self.url)}: {masked(line)}; {cure}"
             ) from error
-        return optuna.storages.get_storage(storage)
 
     def _open(self) -> optuna.Study:
         return optuna.create_study(
@@ -252,7 +265,9 @@ class Study:
         return False
 
     def _is_local(self, owner: str) -> bool:
-        return owner.partition("/")[0] == socket.gethostname()
+        """Whether the owner's file can be asked: it may be in a folder elsewhere."""
+        is_here = owner.partition("/")[0] == socket.gethostname()
+        return is_here and self._owner_file(owner).exists()
 
     def _owner_file(self, owner: str) -> Path:
         folder = self._folder / ".owners"
@@ -331,6 +346,22 @@ class Study:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _made(url: str, kept: Mapping[str, Any]) -> optuna.storages.RDBStorage:
+    """Opens a database, and makes its tables if there are none.
+
+    Another machine may make them at the same time; then one of the two fails at each
+    table, and finds it there the next time.
+    """
+    for left in reversed(range(TRIES)):
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs=dict(kept))
+        except DBAPIError as error:
+            if not (left and error.statement):  # there is no connection
+                raise
+            time.sleep(random.random())
+    raise AssertionError
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import math
 import multiprocessing
 import os
 import queue
+import re
 import signal
 import sys
 import threading
@@ -29,6 +30,9 @@ LATENCY_RUNS = 20
 
 # What a worker whose sweep was killed may need to end.
 PATIENCE = 60.0
+
+# A trial does not fail for want of room: it goes on once there is some.
+_FULL = re.compile("[Nn]o space (left|for)|quota exceeded")
 
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
@@ -190,28 +194,44 @@ def _work(connection: Connection, share: Mapping[str, Any]) -> None:
 
 def _train(job: Job) -> dict[str, Any]:
     """Returns `state`, with `values` or `error`, and `step`."""
-    Path(job.log).parent.mkdir(parents=True, exist_ok=True)
-    with Path(job.log).open("a") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-        # At once, but where the loop of training catches it to save a checkpoint.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        try:
-            return _run(job)
-        except NoMetricError as error:
-            return {"state": "refused", "error": str(error)}
-        except UserError as error:
-            return {"state": "failed", "error": str(error)}
-        except Exception as error:
-            import traceback
-
-            traceback.print_exc()
-            line = " ".join(str(error).split())[:300]
-            return {"state": "failed", "error": f"{type(error).__name__}: {line}"}
-        finally:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with contextlib.suppress(OSError):  # no space, as the run will find, too
+        Path(job.log).parent.mkdir(parents=True, exist_ok=True)
+        with Path(job.log).open("a") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+    # At once, but where the loop of training catches it to save a checkpoint.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        return outcome(job)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with contextlib.suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()
+
+
+def outcome(job: Job) -> dict[str, Any]:
+    """Trains; returns `state`, with `values` or `error`, and `step`.
+
+    The state is as of `Worker.result`, or `refused` if no trial could do better.
+    """
+    try:
+        return _run(job)
+    except NoMetricError as error:
+        return {"state": "refused", "error": str(error)}
+    except UserError as error:
+        state = "refused" if _FULL.search(str(error)) else "failed"
+        return {"state": state, "error": str(error)}
+    except Exception as error:
+        line = " ".join(str(error).split())[:300]
+        if _FULL.search(line):
+            line += "; free some space, and the same command goes on"
+            return {"state": "refused", "error": line}
+        import traceback
+
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+        return {"state": "failed", "error": f"{type(error).__name__}: {line}"}
 
 
 def _run(job: Job) -> dict[str, Any]:

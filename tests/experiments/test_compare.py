@@ -10,7 +10,7 @@ from experiments import compare, paired
 from lm import evaluate
 from lm.data.pipeline import DataConfig
 from lm.models import bert, gpt
-from lm.tasks import causal_lm, classify
+from lm.tasks import causal_lm, classify, text_to_text
 from lm.text import tokenizers
 from lm.train import loop, workdir
 from lm.train.config import Config
@@ -23,7 +23,7 @@ GPT = gpt.Config(vocab_size=280, emb_dim=8, num_layers=1, num_heads=1, max_len=1
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Two classifiers that differ, a GPT, and copies of them."""
+    """Two classifiers that differ, two GPTs, and copies of them."""
     root = tmp_path_factory.mktemp("compare")
     for folder, least in (("one", 0), ("two", 5)):
         (root / folder).mkdir()
@@ -55,7 +55,11 @@ def root(tmp_path_factory):
     slow = dataclasses.replace(config.optim, learning_rate=1e-4)
     slow = dataclasses.replace(config, optim=slow)
     causal = dataclasses.replace(config, model=GPT, task=causal_lm.Config(length=16))
-    for name, of in {"a": config, "b": slow, "gpt": causal}.items():
+    task = text_to_text.Config(
+        architecture="prefix_lm", length=12, targets_length=4, target="label"
+    )
+    writing = dataclasses.replace(config, model=GPT, task=task)
+    for name, of in {"a": config, "b": slow, "gpt": causal, "t2t": writing}.items():
         loop.train(of, root / name)
     # Trained for the others: copies whose config tells of something else.
     resolved = workdir.load_config(root / "a")
@@ -63,6 +67,7 @@ def root(tmp_path_factory):
         ("seeds/1", "b", dataclasses.replace(resolved, seed=1)),
         ("other", "a", dataclasses.replace(resolved, data=data("two"))),
         ("same_gpt", "gpt", causal),
+        ("same_t2t", "t2t", writing),
     ):
         shutil.copytree(root / source, root / name)
         workdir.save_config(root / name, of)
@@ -123,6 +128,32 @@ def test_rows_of_a_language_model_add_up_to_its_metrics(run):
         assert one["value"] == pytest.approx(values[metric], rel=1e-5)
         assert one["low"] < one["high"]
         assert other["difference"]["low"] == other["difference"]["high"] == 0
+
+
+def test_what_is_drawn_of_a_language_model(run, monkeypatch, capsys):
+    """Documents of 15 tokens, and then longer ones, each in a row of its own."""
+    documents = run("gpt", "same_gpt", "--output=page.html")
+    assert (documents["drawn"], documents["examples"]) == ("documents", 25)
+    assert documents["notes"] == [] and "25 documents" in capsys.readouterr().out
+    monkeypatch.setattr(paired, "LEAST_DOCUMENTS", 26)
+    rows = run("gpt", "same_gpt", "--output=page.html")
+    assert rows["drawn"] == "rows" and "26 documents, too few" in rows["notes"][0]
+    for name, (one, _) in rows["scores"].items():
+        assert one["value"] == pytest.approx(documents["scores"][name][0]["value"])
+
+
+def test_what_a_model_writes_is_scored(run, monkeypatch):
+    result = run("t2t", "same_t2t")
+    assert (result["drawn"], result["examples"], result["notes"]) == (
+        *("examples", 24),
+        [],
+    )
+    monkeypatch.setattr(evaluate, "RESAMPLES", (2, 2))
+    values = scored("t2t")
+    assert len(result["scores"]) > 1
+    for metric, (one, other) in result["scores"].items():
+        assert one["value"] == pytest.approx(values[metric]), metric
+        assert other["difference"]["value"] == 0
 
 
 def test_seeds_are_folded(run):

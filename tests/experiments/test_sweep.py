@@ -1,5 +1,6 @@
 import csv
 import doctest
+import errno
 import json
 import multiprocessing
 import os
@@ -279,6 +280,18 @@ def test_another_machines_trial_is_taken_over_after_its_grace(tmp_path, monkeypa
     assert two.claim()[0] == 0
 
 
+def test_another_workdir_of_this_machine_is_as_another_machine(tmp_path):
+    """Whose owners' files cannot be asked."""
+    plan, url = make_plan(num_points=2), f"sqlite:///{tmp_path}/shared.db"
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    one, two = (Study(tmp_path / name, plan, url) for name in "ab")
+    assert one.claim()[0] == 0 and two.claim()[0] == 1
+    assert one.claim() is None and two.claim() is None
+    one._mine[0].set_user_attr("beat", time.time() - study.GRACE - 1)
+    assert two.claim()[0] == 0
+
+
 def test_more_trials_than_wanted_wait_until_they_are(tmp_path):
     few, many = make_plan(num_points=1), make_plan(num_points=2)
     one, two = Study(tmp_path, few), Study(tmp_path, many)
@@ -539,6 +552,7 @@ def test_kills_change_nothing(config, finished, tmp_path):
         (["--best=HERE/run"], "cannot write --best=HERE/run"),
         (["--storage=no url"], "cannot open the database no url"),
         (["--storage=sqlite:////no/such/folder/a.db"], "set another --storage"),
+        (["--storage=postgresql+psycopg2cffi://a/b"], "'psycopg2cffi'; pip install 'p"),
         (["--storage=postgresql://a:secret@127.0.0.1:1/b"], "a:\\*\\*\\*@127"),
         (["--strategy=tpe", "--trials=2", "--dry-run"], "chooses while it runs"),
     ],
@@ -554,6 +568,28 @@ def test_mistakes_are_one_line(config, tmp_path, words, message):
 
 
 # Workers and schedules.
+
+
+@pytest.mark.parametrize(
+    "error, state",
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "events"), "refused"),
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), "refused"),
+        (UserError("no space for a checkpoint of 1 MB; free some"), "refused"),
+        (UserError("cannot write a: No space left on device; make room"), "refused"),
+        (worker.NoMetricError("a run has no metric"), "refused"),
+        (UserError("the loss is NaN"), "failed"),
+        (OSError(errno.EACCES, os.strerror(errno.EACCES), "events"), "failed"),
+        (ValueError("a bug"), "failed"),
+    ],
+)
+def test_a_trial_fails_by_its_own_fault_only(error, state, monkeypatch):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(worker, "_run", fail)
+    found = worker.outcome(worker.Job("c.py", (), "w", "log", (ACCURACY,)))
+    assert found["state"] == state and str(error) in found["error"]
 
 
 def test_a_metric_is_the_best_one_only_if_its_checkpoint_is_kept(tmp_path, monkeypatch):
