@@ -9,8 +9,9 @@ the interval and the p-value of the paired bootstrap (`experiments.paired`); and
 curves of all in one chart for each metric.
 
 All are scored anew on the same examples, as `lm.evaluate` does it. What any of the
-workdirs was trained on is left out. A p-value is of one metric and one pair: of many
-of them some are small by chance.
+workdirs was trained on is left out. Of a language model documents are drawn where there
+are enough, and otherwise rows, which a line then says. A p-value is of one metric and
+one pair: of many of them some are small by chance.
 
 --fold-seeds makes one column of workdirs that differ in nothing but their seed: the
 mean of their scores and its 95% t interval. Differences are then those of means; their

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import doctest
 import errno
 import json
@@ -381,6 +382,25 @@ def test_median_pruning_of_a_bad_trial(tmp_path):
         found.finish(number, state, **kept)
     assert pruned == [False] * 5 + [True, False]
     assert found.trials()[5].state == "pruned" and found.trials()[5].values == ()
+
+
+def test_hyperband_ends_what_is_bad_however_often_the_sweep_ends(tmp_path):
+    steps = {"first_step": 1, "last_step": 9}
+    plan = make_plan("a=uniform(0,1)", "hyperband", pruner="hyperband", **steps)
+    plan = dataclasses.replace(plan, num_points=12)
+    for _ in range(12):
+        found = Study(tmp_path, plan)
+        number, row = found.claim()
+        ended = next((s for s in range(1, 10) if found.report(number, s, row["a"])), 9)
+        kept = {"values": [row["a"]]} if ended == 9 else {}
+        state = "done" if kept else "pruned"
+        found.finish(number, state, step=ended, **kept)
+    trials = Study(tmp_path, plan).trials()
+    reached = {s: [t for t in trials if t.state == s] for s in ("done", "pruned")}
+    assert min(map(len, reached.values())) > 1
+    assert {t.step for t in reached["pruned"]} <= {1, 3}
+    best = max(trials, key=lambda t: t.overrides["a"])
+    assert best.state == "done"
 
 
 def test_a_database_that_fails_is_one_line(tmp_path):
