@@ -59,6 +59,7 @@ from experiments.search import results, space, text
 from experiments.search.plan import PRUNERS, STRATEGIES, Plan, workdir_of
 from experiments.search.results import MODES, Metric
 from experiments.search.space import MOST
+from experiments.search.view import count
 from experiments.search.worker import LATENCY, PARAMETERS
 from lm import cli
 from lm import config as config_lib
@@ -236,7 +237,7 @@ def _print_plan(args: Namespace, plan: Plan) -> dict[str, Any]:
         for number, command in enumerate(commands):
             print(f"trial {number}: {space.short(plan.overrides(number) or {})}")
             print(f"  {command}")
-        print(f"{plan.num_trials} trials")
+        print(count(plan.num_trials, "trial"))
     return {"trials": commands}
 
 
@@ -269,6 +270,8 @@ def _report(args: Namespace, study: "Study") -> dict[str, Any]:
     for path in (root / "best.py", *([Path(args.best)] if args.best else [])):
         write_text(path, best_config(study.plan, best))
     print(f"wrote {root / 'index.html'}, results.csv, results.json and best.py")
+    if others := sum(trial.state == "running" for trial in trials):
+        print(f"others still train {count(others, 'trial')}; run it again for all")
     return {
         "best": best.overrides,
         "values": dict(zip((metric.name for metric in metrics), best.means)),

@@ -244,10 +244,9 @@ class Scheduler:
 def table_of(trials: Sequence[Trial], metrics: Sequence[Metric], most: int) -> Table:
     """Returns the points, the best first."""
     keys = [key for key in results.keys_of(trials) if key != results.SEED]
-    heads = space.short_names(keys, ".").values()
-    table = Table(
-        *heads, *(metric.name for metric in metrics), "seeds", "time", "state"
-    )
+    names = space.short_names((metric.name for metric in metrics), "/")
+    heads = space.short_names(keys, ".") | names
+    table = Table(*heads.values(), "seeds", "time", "state")
     for point in results.fold(trials, metrics)[:most]:
         cells = [_shown(point.overrides.get(key, "")) for key in keys]
         for mean, low, high in zip(point.means, point.lows, point.highs):

@@ -124,12 +124,10 @@ class Study:
         try:
             return optuna.storages.get_storage(_made(self.url, kept))
         except Exception as error:  # SQLAlchemy's and each driver's own
-            cause, cure = error, "set another --storage"
-            if isinstance(error, ImportError):
-                cause, cure = error.__cause__ or error, DRIVERS
-            line = " ".join(str(cause).split())[:160]
+            is_missing = isinstance(error, ImportError)
+            cure = DRIVERS if is_missing else "set another --storage"
             raise UserError(
-                f"cannot open the database {masked(self.url)}: {masked(line)}; {cure}"
+                f"cannot open the database {masked(self.url)}: {_said(error)}; {cure}"
             ) from error
 
     def _open(self) -> optuna.Study:
@@ -370,11 +368,19 @@ def one_line(url: str) -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        line = " ".join(str(error.__cause__ or error).split())[:160]
         raise UserError(
-            f"the database {masked(url)} fails: {masked(line)}; mend that, and the "
+            f"the database {masked(url)} fails: {_said(error)}; mend that, and the "
             "same command goes on"
         ) from error
+
+
+def _said(error: BaseException) -> str:
+    """Returns what a driver says in a line, without the statement that it is about."""
+    cause = error
+    if isinstance(error, ImportError | optuna.exceptions.StorageInternalError):
+        cause = error.__cause__ or error
+    cause = (isinstance(cause, DBAPIError) and cause.orig) or cause
+    return masked(" ".join(str(cause).split())[:160])
 
 
 def masked(text: str) -> str:
