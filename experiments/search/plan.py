@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 import random
@@ -98,9 +99,16 @@ class Plan:
     def signature(self) -> dict[str, Any]:
         """Returns what must stay for a sweep to go on, as JSON: all but its length."""
         values = dataclasses.asdict(self)
-        values["space"] = [str(factor) for factor in self.space.factors]
+        values["space"] = [_brief(str(factor)) for factor in self.space.factors]
         del values["num_points"]
         return json.loads(json.dumps(values))
+
+
+def _brief(text: str) -> str:
+    """Returns a text that is not long: MySQL keeps 64 KB, and people read less."""
+    if len(text) <= 200:
+        return text
+    return f"{text[:150]} … {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def workdir_of(number: int) -> str:

@@ -214,7 +214,8 @@ class Scheduler:
         values = found.get("values") or ()
         said = [f"{m.name} {v:.4g}" for m, v in zip(self._plan.metrics, values)]
         said += [found["error"]] if "error" in found else []
-        cli.say(f"trial {number} {state}: {task.label}: {', '.join(said)}")
+        parts = f"trial {number} {state}", task.label, ", ".join(said)
+        cli.say(": ".join(filter(None, parts)))
 
     def _view(self) -> Group:
         """Returns what a terminal shows while trials run."""

@@ -106,6 +106,8 @@ class Study:
         self.plan, self._folder = plan, folder
         self._is_shared = bool(storage)
         self.url = storage or f"sqlite:///{folder / 'study.db'}"
+        if self.url.endswith(("sqlite://", ":memory:")):
+            raise UserError(f"--storage={storage} keeps nothing; name a file, or none")
         self._owner = f"{socket.gethostname()}/{uuid.uuid4().hex}"
         self._sign = _hold(self._owner_file(self._owner))
         self._mine: dict[int, optuna.Trial] = {}
@@ -340,7 +342,11 @@ class Study:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Keeps out this machine's processes: SQLite does not lock what it reads."""
-        with (self._folder / ".study.lock").open("w") as file, one_line(self.url):
+        folder = self._folder
+        if self.url.startswith("sqlite:///"):
+            beside = Path(self.url.removeprefix("sqlite:///")).parent
+            folder = beside if beside.is_dir() else folder
+        with (folder / ".study.lock").open("w") as file, one_line(self.url):
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -386,10 +392,10 @@ def _said(error: BaseException) -> str:
 def masked(text: str) -> str:
     """Returns a text without the passwords in its URLs.
 
-    >>> masked("postgresql://me:secret@host/sweeps")
+    >>> masked("postgresql://me:sec@ret@host/sweeps")
     'postgresql://me:***@host/sweeps'
     """
-    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
+    return re.sub(r"(://[^:/@\s]*):[^/\s]*@", r"\1:***@", text)
 
 
 def waiting(plan: Plan, number: int) -> Trial:

@@ -54,7 +54,7 @@ def root(tmp_path_factory):
     )
     slow = dataclasses.replace(config.optim, learning_rate=1e-4)
     slow = dataclasses.replace(config, optim=slow)
-    causal = dataclasses.replace(config, model=GPT, task=causal_lm.Config(length=16))
+    causal = dataclasses.replace(config, model=GPT, task=causal_lm.Config(length=8))
     task = text_to_text.Config(
         architecture="prefix_lm", length=12, targets_length=4, target="label"
     )
@@ -120,26 +120,25 @@ def test_what_differs_and_what_it_did(run, capsys, monkeypatch):
         assert "difference" not in slow
 
 
-def test_rows_of_a_language_model_add_up_to_its_metrics(run):
+@pytest.mark.parametrize(
+    "kind, number, least", [("documents", 25, 25), ("rows", 50, 26)]
+)
+def test_what_is_drawn_of_a_language_model_adds_up_to_its_metrics(
+    run, kind, number, least, monkeypatch, capsys
+):
+    monkeypatch.setattr(paired, "LEAST_DOCUMENTS", least)
     result = run("gpt", "same_gpt")
+    assert (result["drawn"], result["examples"]) == (kind, number)
+    assert f"{number} {kind}" in capsys.readouterr().out
+    few = [f"test has fewer than {least} documents, too few to be drawn"]
+    notes = [note.partition(";")[0] for note in result["notes"]]
+    assert notes == (few if kind == "rows" else [])
     values = scored("gpt")
     assert {"loss", "perplexity", "bits_per_byte"} <= result["scores"].keys()
     for metric, (one, other) in result["scores"].items():
         assert one["value"] == pytest.approx(values[metric], rel=1e-5)
         assert one["low"] < one["high"]
         assert other["difference"]["low"] == other["difference"]["high"] == 0
-
-
-def test_what_is_drawn_of_a_language_model(run, monkeypatch, capsys):
-    """Documents of 15 tokens, and then longer ones, each in a row of its own."""
-    documents = run("gpt", "same_gpt", "--output=page.html")
-    assert (documents["drawn"], documents["examples"]) == ("documents", 25)
-    assert documents["notes"] == [] and "25 documents" in capsys.readouterr().out
-    monkeypatch.setattr(paired, "LEAST_DOCUMENTS", 26)
-    rows = run("gpt", "same_gpt", "--output=page.html")
-    assert rows["drawn"] == "rows" and "26 documents, too few" in rows["notes"][0]
-    for name, (one, _) in rows["scores"].items():
-        assert one["value"] == pytest.approx(documents["scores"][name][0]["value"])
 
 
 def test_what_a_model_writes_is_scored(run, monkeypatch):

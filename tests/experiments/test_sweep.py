@@ -170,11 +170,14 @@ def test_a_plan_may_grow_and_change_nothing_else():
     for other in (
         {"strategy": "tpe"},
         {"words": "optim.learning_rate=log(1e-4,1e-1)"},
+        {"words": "a=0..999"},
         {"seed": 1},
         {"config": {"a": 1}},
         {"metrics": (Metric("eval/validation/loss", "min"),)},
     ):
         assert make_plan(**other).signature() != signature
+    many, more = (make_plan(f"a=0..{last}").signature() for last in (8999, 9000))
+    assert many != more and len(str(more)) < 2000
 
 
 def test_examples_in_docstrings():
@@ -186,12 +189,16 @@ def test_examples_in_docstrings():
 
 
 def test_processes_share_no_trial(tmp_path):
+    """Of one folder, and of two with one database."""
+    url, folders = f"sqlite:///{tmp_path}/shared.db", [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
     plan = make_plan("a=uniform(0,1); seed=0..1", "tpe", num_points=30)
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     processes = [
-        context.Process(target=claim_all, args=(tmp_path, plan, queue))
-        for _ in range(4)
+        context.Process(target=claim_all, args=(folder, plan, queue, url))
+        for folder in folders * 2
     ]
     for process in processes:
         process.start()
@@ -200,7 +207,7 @@ def test_processes_share_no_trial(tmp_path):
     for (_, one), (_, two) in zip(claimed[::2], claimed[1::2]):
         assert one == two | {"seed": 0} and two["seed"] == 1
     assert len({row["a"] for _, row in claimed}) == 30
-    assert {t.state for t in Study(tmp_path, plan).trials()} == {"done"}
+    assert {t.state for t in Study(folders[0], plan, url).trials()} == {"done"}
 
 
 def test_a_trial_is_taken_over_when_its_process_is_gone(tmp_path):
@@ -570,6 +577,7 @@ def test_kills_change_nothing(config, finished, tmp_path):
         (["--workdir=HERE/run"], "HERE/run is a workdir of lm.train"),
         (["--best=HERE/file/best.py"], "cannot write to HERE/file"),
         (["--best=HERE/run"], "cannot write --best=HERE/run"),
+        (["--storage=sqlite://"], "--storage=sqlite:// keeps nothing"),
         (["--storage=no url"], "cannot open the database no url"),
         (["--storage=sqlite:////no/such/folder/a.db"], "set another --storage"),
         (["--storage=postgresql+psycopg2cffi://a/b"], "'psycopg2cffi'; pip install 'p"),
