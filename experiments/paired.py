@@ -41,7 +41,8 @@ class Outputs:
         step: The checkpoint's.
         examples: What tells each of what can be drawn from others [n].
         score: Returns the metrics of those of these numbers, the most telling first.
-        kind: What is drawn: `examples`, `documents` or `rows`.
+        kind: What is drawn: `examples`, `documents`, `groups of documents` that share
+            rows, or `rows`.
     """
 
     step: int
@@ -153,18 +154,14 @@ def _rows(loaded: Any, mesh: Any, split: str, size: int, seed: int) -> Outputs:
     for _, (metrics, mask) in in_turn(call, pipeline, shown, mesh):
         found.append(jax.tree.map(lambda x, m=mask: np.float64(x[m > 0]), metrics))
     rows = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
-    kind, groups = (
-        "documents",
-        groups_of(
-            [
-                {piece.doc for piece in row}
-                for n in numbers
-                for row in pipeline.documents(n)
-            ]
-        ),
-    )
+    documents = [
+        {piece.doc for piece in row} for n in numbers for row in pipeline.documents(n)
+    ]
+    kind, groups = "documents", groups_of(documents)
     if max(groups) + 1 < LEAST_DOCUMENTS:
         kind, groups = "rows", np.arange(len(groups))
+    elif max(groups) + 1 < len(set[int]().union(*documents)):
+        kind = "groups of documents"
     drawn = jax.tree.map(lambda x: np.bincount(groups, x), rows)
 
     def score(chosen: np.ndarray) -> Scores:

@@ -41,7 +41,7 @@ them. It is the URL of a database that has nothing else:
 The workdir must be of a file system that they share if a trial is to go on elsewhere.
 `--emit=shell` prints one command a trial for a queue of your own; run the sweep when
 they have run, and it takes their results in. `optuna-dashboard
-sqlite:///WORKDIR/study.db` looks into the database.
+sqlite:///WORKDIR/study.db` (pip install optuna-dashboard) looks into the database.
 """
 
 import contextlib
