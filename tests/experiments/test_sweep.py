@@ -15,6 +15,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from sqlalchemy.exc import ProgrammingError
 
 from experiments import sweep
 from experiments.benchmarks.sweep_claims import claim_all
@@ -298,6 +299,20 @@ def test_another_workdir_of_this_machine_is_as_another_machine(tmp_path):
     assert one.claim() is None and two.claim() is None
     one._mine[0].set_user_attr("beat", time.time() - study.GRACE - 1)
     assert two.claim()[0] == 0
+
+
+def test_tables_that_another_machine_makes_meanwhile_are_found(tmp_path, monkeypatch):
+    make, left = optuna.storages.RDBStorage.__init__, ["studies", "trials"]
+
+    def make_or_fail(*args, **options):
+        if left:
+            error = ValueError(f"table {left.pop()} already exists")
+            raise ProgrammingError("CREATE TABLE", {}, error)
+        make(*args, **options)
+
+    monkeypatch.setattr(optuna.storages.RDBStorage, "__init__", make_or_fail)
+    monkeypatch.setattr(study.time, "sleep", lambda _: None)
+    assert Study(tmp_path, make_plan()).claim()[0] == 0
 
 
 def test_more_trials_than_wanted_wait_until_they_are(tmp_path):
