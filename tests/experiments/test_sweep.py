@@ -194,7 +194,7 @@ def test_processes_share_no_trial(tmp_path):
     url, folders = f"sqlite:///{tmp_path}/shared.db", [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         folder.mkdir()
-    plan = make_plan("a=uniform(0,1); seed=0..1", "tpe", num_points=30)
+    plan = make_plan("a=uniform(0,1); seed=0..1", "tpe", num_points=20)
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     processes = [
@@ -204,10 +204,10 @@ def test_processes_share_no_trial(tmp_path):
     for process in processes:
         process.start()
     claimed = sorted(sum((queue.get(timeout=120) for _ in processes), []))
-    assert [number for number, _ in claimed] == list(range(60))
+    assert [number for number, _ in claimed] == list(range(40))
     for (_, one), (_, two) in zip(claimed[::2], claimed[1::2]):
         assert one == two | {"seed": 0} and two["seed"] == 1
-    assert len({row["a"] for _, row in claimed}) == 30
+    assert len({row["a"] for _, row in claimed}) == 20
     assert {t.state for t in Study(folders[0], plan, url).trials()} == {"done"}
 
 
