@@ -1,4 +1,5 @@
 import dataclasses
+import doctest
 import json
 import re
 import shutil
@@ -269,3 +270,9 @@ def test_p_values_of_equal_models_are_uniform():
 def test_no_examples_are_one_line():
     with pytest.raises(UserError, match="no example"):
         paired.compare({"a": lambda i: {}}, "a", 0)
+
+
+def test_examples_in_docstrings(monkeypatch):
+    monkeypatch.setattr(paired, "SAMPLES", (400, 400))
+    for module in (compare, paired):
+        assert doctest.testmod(module).failed == 0
