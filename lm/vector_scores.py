@@ -123,7 +123,8 @@ def score_analogies(vectors: Vectors, sections: Analogies) -> dict[str, dict[str
     """Answers analogies; see `Vectors.solve`.
 
     Returns:
-        For each section, and for `all`, the shares of right answers by `3cosadd` and
+        For each section, for the `semantic` and the `syntactic` ones, whose names begin
+        with "gram", and for `all`: the shares of right answers by `3cosadd` and
         `3cosmul`, which are None where no question can be answered; `found`, questions
         of four words with vectors; `questions`, all.
     """
@@ -134,13 +135,15 @@ def score_analogies(vectors: Vectors, sections: Analogies) -> dict[str, dict[str
     right = np.zeros((len(rows), 2), bool)
     answers = np.stack(vectors.solve(known[:, :3]), axis=1)
     right[is_found] = answers == known[:, 3:]
-    scores, start = {}, 0
-    parts = {name: len(some) for name, some in sections.items()}
-    for name, size in parts.items():
-        part = slice(start, start + size)
-        scores[name] = _share(right[part], is_found[part])
-        start += size
-    return scores | {"all": _share(right, is_found)}
+    of = np.repeat(list(sections), [len(some) for some in sections.values()])
+    is_syntactic = np.char.startswith(of, "gram")
+    parts = {
+        **{name: of == name for name in sections},
+        "semantic": ~is_syntactic,
+        "syntactic": is_syntactic,
+        "all": np.ones(len(of), bool),
+    }
+    return {name: _share(right[part], is_found[part]) for name, part in parts.items()}
 
 
 def _share(right: np.ndarray, is_found: np.ndarray) -> dict[str, Any]:

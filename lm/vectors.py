@@ -5,6 +5,9 @@ words, each with its vector: as text, a line each, or (`.bin`) a space and D flo
 little endian, and a line's end. GloVe's text is without the first line. A name that
 ends in `.gz` is of a compressed file. https://code.google.com/archive/p/word2vec
 
+Names of subwords tell whether they begin a word: ▁the and ing (SentencePiece), the and
+##ing (WordPiece). Where few names have such a sign, they are all words.
+
 Axes: n words, D dimensions, Q questions.
 """
 
@@ -30,6 +33,9 @@ _MOST, _SHOWN = 1 << 24, 10_000
 
 _LITTLE = np.dtype("<f4")
 
+# What names of subwords begin with, and the share of them from which on it is a sign.
+_BEGINS, _GOES_ON, _SHARE = "\u2581", "##", 0.05
+
 
 @dataclass(frozen=True, eq=False)
 class Vectors:
@@ -44,9 +50,13 @@ class Vectors:
     table: np.ndarray
 
     @functools.cached_property
-    def index(self) -> dict[str, int]:
-        """The row of each word."""
-        return {word: row for row, word in enumerate(self.words)}
+    def index(self) -> dict[tuple[str, bool], int]:
+        """The row of each text that begins a word (True), or goes on with one."""
+        least = _SHARE * len(self.words)
+        signs = (_BEGINS, _GOES_ON)
+        used = (s for s in signs if sum(w.startswith(s) for w in self.words) > least)
+        sign = next(used, "")
+        return {parse_name(word, sign): row for row, word in enumerate(self.words)}
 
     @functools.cached_property
     def unit(self) -> np.ndarray:
@@ -54,14 +64,22 @@ class Vectors:
         lengths = np.linalg.norm(self.table, axis=1, keepdims=True)
         return self.table / np.where(lengths > 0, lengths, 1)
 
-    def find(self, word: str) -> int:
-        """Returns the row of a word, or of it in small letters; -1 if neither is there.
+    def find(self, text: str, begins: bool = True) -> int:
+        """Returns the row of a text, or of it in small letters; -1 if neither is there.
+
+        Args:
+            text: A word, or a part of one.
+            begins: Whether it is the word's beginning.
 
         >>> vectors = Vectors(["tiger", "US"], np.eye(2, dtype=np.float32))
         >>> [vectors.find(word) for word in ("Tiger", "US", "us")]
         [0, 1, -1]
+        >>> vectors = Vectors(["ing", "##ing"], np.eye(2, dtype=np.float32))
+        >>> [vectors.find("ing", begins) for begins in (True, False)]
+        [0, 1]
         """
-        return self.index.get(word, self.index.get(word.lower(), -1))
+        row = self.index.get((text, begins), -1)
+        return self.index.get((text.lower(), begins), -1) if row < 0 else row
 
     def cosines(self, pairs: np.ndarray) -> np.ndarray:
         """Returns the cosine of each two rows: [Q] of int [Q, 2]."""
@@ -117,6 +135,23 @@ class Vectors:
                 found.append(scores.argmax(axis=1))
         none = [np.zeros(0, np.int64)]
         return np.concatenate(added or none), np.concatenate(multiplied or none)
+
+
+def parse_name(name: str, sign: str) -> tuple[str, bool]:
+    """Splits a name into the text that it stands for and whether that begins a word.
+
+    Args:
+        name: Of a word or a subword.
+        sign: ▁ or ##, as such names have it, or "" if all are words. Chinese
+            characters and kana always begin words, as in `Tokenizer.starts_word`.
+
+    >>> parse_name("▁the", "▁"), parse_name("##ing", "##"), parse_name("ing", "▁")
+    (('the', True), ('ing', False), ('ing', False))
+    """
+    if sign == _GOES_ON:
+        return name.removeprefix(sign), not name.startswith(sign)
+    text = name.removeprefix(_BEGINS) if sign else name
+    return text, text != name or not sign or "\u3000" <= text[:1] <= "\u9fff"
 
 
 def read(path: Path, max_words: int = 0) -> Vectors:

@@ -329,7 +329,10 @@ def test_a_checkpoint_is_a_folder(index, tmp_path, monkeypatch):
     )
     fields = vars(row_of(index["archive"]))
     names = [field.name for field in dataclasses.fields(Folder)]
-    row = Folder(**{n: fields[n] for n in names if n != "folder"}, folder="toy/model")
+    row = Folder(
+        **{n: fields[n] for n in names if n not in ("folder", "files")},
+        folder="toy/model",
+    )
     monkeypatch.setitem(FOLDERS, "toy_model", row)
     folder = tmp_path / "toy_model"
     for _ in range(2):
