@@ -1,19 +1,21 @@
 """The models. A model is one file: a `Config` dataclass and a `Model` module.
 
-Its `architecture` says what tasks it is for: `encoder`, `decoder` or `encoder_decoder`.
+Its `architecture` says what tasks it is for: `encoder`, `decoder` or `encoder_decoder`;
+or `vectors`, where it is nothing but vectors of words.
 """
 
 from typing import Any
 
 import flax.linen as nn
 
-from lm.models import bert, gpt, t5
+from lm.models import bert, glove, gpt, t5
 
 # name -> (config dataclass, Linen module). A new model adds its row here.
 MODELS: dict[str, tuple[type, Any]] = {
     "gpt": (gpt.Config, gpt.Model),
     "bert": (bert.Config, bert.Model),
     "t5": (t5.Config, t5.Model),
+    "glove": (glove.Config, glove.Model),
 }
 
 

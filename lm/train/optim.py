@@ -20,7 +20,7 @@ from lm.adapt.kernels import in_out_axes
 from lm.config import check_choice, check_range
 from lm.types import Array, Params, PyTree, UserError
 
-OPTIMIZERS = ("adamw", "lion", "adafactor", "muon", "lamb", "sgd")
+OPTIMIZERS = ("adamw", "lion", "adafactor", "muon", "lamb", "adagrad", "sgd")
 SCHEDULES = ("cosine", "linear", "rsqrt", "wsd", "constant")
 
 
@@ -33,18 +33,20 @@ class OptimConfig:
             `lion` (Chen et al. 2023, https://arxiv.org/abs/2302.06675), `adafactor`
             (Shazeer & Stern 2018, https://arxiv.org/abs/1804.04235), `muon` (Jordan
             2024, scaled as in Liu et al. 2025, https://arxiv.org/abs/2502.16982),
-            `lamb` (You et al. 2020, https://arxiv.org/abs/1904.00962) or `sgd`.
+            `lamb` (You et al. 2020, https://arxiv.org/abs/1904.00962), `adagrad` (Duchi
+            et al. 2011, https://jmlr.org/papers/v12/duchi11a.html) or `sgd`.
         learning_rate: At its peak, after the warm-up.
         schedule: What follows the warm-up: `cosine` or `linear` to the end, `rsqrt`
             (1 / √step), `wsd` (constant, then linear; Hu et al. 2024,
             https://arxiv.org/abs/2404.06395) or `constant`.
         final_fraction: Where `cosine`, `linear` and `wsd` end, relative to the peak.
         decay_fraction: The last share of the steps, in which `wsd` falls.
-        b1: Decay of the first moment; momentum of `muon` and `sgd`. `adafactor` has
-            none.
+        b1: Decay of the first moment; momentum of `muon` and `sgd`. `adafactor` and
+            `adagrad` have none.
         b2: Decay of the second moment of `adamw`, `lamb`, `lion` and of what `muon`
             leaves to Adam; `adafactor` has the paper's own.
-        eps: Added to the root of the second moment of `adamw`, `lamb` and `muon`.
+        eps: Added to the root of the second moment of `adamw`, `lamb` and `muon`, and
+            of the sum of squares of `adagrad`.
         weight_decay: Decoupled from the gradient, times the learning rate.
         decay: Regexes of the parameters that weight decay acts on.
         freeze: Regexes of the parameters that stay as they are.
@@ -203,6 +205,8 @@ def make_optimizer(
             parts += [optax.scale_by_adam(config.b1, config.b2, config.eps), decay]
         case "lion":
             parts += [optax.scale_by_lion(config.b1, config.b2), decay]
+        case "adagrad":
+            parts += [_scale_by_adagrad(config.eps), decay]
         case "sgd":
             parts += [optax.trace(config.b1), decay]
         case "adafactor":
@@ -232,6 +236,24 @@ def make_optimizer(
     return optax.partition(
         {"trained": optimizer, "frozen": optax.set_to_zero()}, labels
     )
+
+
+def _scale_by_adagrad(eps: float) -> optax.GradientTransformation:
+    """Divides gradients by the root of the sum of their squares, this one's included.
+
+    Duchi et al. (2011), figure 1, with diagonal matrices: g_t / (δ + ‖g_1…t‖). Optax
+    has its δ below the root, where it outweighs the small gradients of rare words.
+    """
+
+    def update(updates: PyTree, state: PyTree, params: Any = None) -> tuple:
+        del params
+        state = jax.tree.map(lambda s, g: s + g * g, state, updates)
+        return jax.tree.map(lambda g, s: g / (jnp.sqrt(s) + eps), updates, state), state
+
+    def init(params: Any) -> PyTree:
+        return jax.tree.map(jnp.zeros_like, params)
+
+    return optax.GradientTransformation(init, update)
 
 
 def frozen(config: OptimConfig, params: Params) -> PyTree:
