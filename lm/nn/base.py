@@ -32,6 +32,8 @@ class ModelConfig:
         tie_embeddings: Whether the vocabulary head is the embedding.
         init_stddev: Of kernels; 0 means 1 / √fan_in.
         embed_stddev: Of embeddings.
+        embedding_from: Word vectors that the embedding begins with: a file in a format
+            of word2vec or GloVe, or a workdir, whose tokens may be others.
         dtype: Of the arithmetic, `float32` or `bfloat16`; parameters are float32.
     """
 
@@ -43,6 +45,7 @@ class ModelConfig:
     tie_embeddings: bool = True
     init_stddev: float = 0.0
     embed_stddev: float = 0.02
+    embedding_from: str = ""
     dtype: str = "float32"
 
     def __post_init__(self):

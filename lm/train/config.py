@@ -133,6 +133,11 @@ class Config:
             raise UserError(
                 "lora.rank adapts a trained model; set init_from to its workdir"
             )
+        if self.init_from and self.model.embedding_from:
+            raise UserError(
+                "init_from has an embedding of its own; leave it or "
+                "model.embedding_from out"
+            )
         if self.eval.patience and not (
             self.eval_every_steps and self.checkpoint.keep_best
         ):

@@ -30,6 +30,7 @@ from lm.train.optim import Numbers, make_optimizer
 from lm.train.state import TrainState, abstract_state, check_memory, init_state
 from lm.train.step import make_train_step
 from lm.train.stop import Stop, on_signal
+from lm.train.word_vectors import embed_words
 from lm.types import Batch, Params, UserError
 
 
@@ -181,8 +182,10 @@ def _train(run: Run, workdir: Path, profile: range) -> dict[str, Any]:
 
 
 def _begin(run: Run) -> TrainState:
-    """Returns the state of step 0, with the parameters of `init_from`."""
-    config = run.config
+    """Returns the state of step 0, with what `init_from` or `embedding_from` has."""
+    config, params = run.config, run.abstract.params
+    if path := config.model.embedding_from:
+        return run.init(embed_words(params, run.tokenizer, path, config.seed))
     if not config.init_from:
         return run.init()
     workdir = Path(config.init_from)
@@ -190,7 +193,7 @@ def _begin(run: Run) -> TrainState:
     model = build_task(source.task, run.tokenizer).build_model(source.model)
     found, step = workdir_lib.load_params(workdir, source, model, run.mesh, config.mesh)
     where = f"{workdir} at step {step}"
-    return run.init(warm_start(run.abstract.params, found, where))
+    return run.init(warm_start(params, found, where))
 
 
 @dataclass(frozen=True)

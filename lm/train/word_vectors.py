@@ -5,13 +5,15 @@ Axes: V vocabulary, D dimensions.
 
 from pathlib import Path
 
+import jax
 import numpy as np
 
+from lm import cli, tree
 from lm import vectors as vectors_lib
 from lm.models import build_model
 from lm.text.tokenizers import Tokenizer
 from lm.train import workdir as workdir_lib
-from lm.types import UserError
+from lm.types import Array, Params, UserError
 from lm.vectors import Vectors, parse_name
 
 # Where every model has its token table.
@@ -54,6 +56,29 @@ def token_names(tokenizer: Tokenizer) -> list[str]:
         tokenizer.token(id) if piece else ""
         for id, piece in enumerate(tokenizer.pieces)
     ]
+
+
+def embed_words(
+    params: Params, tokenizer: Tokenizer, path: str, seed: int
+) -> dict[str, Array]:
+    """Returns a model's token table with these vectors in it, by its name in `params`.
+
+    Args:
+        params: The model's; shapes with shardings are enough.
+        tokenizer: The model's.
+        path: As in `open_vectors`.
+        seed: Of the rows that have no vector.
+
+    Raises:
+        UserError: If there are no such vectors, or they do not fit the table.
+    """
+    names = dict(zip(jax.tree.leaves(tree.names(params)), jax.tree.leaves(params)))
+    name = next(name for name in names if name.endswith(TABLE))
+    leaf, vectors = names[name], open_vectors(path)
+    table, found = make_table(vectors, tokenizer, leaf.shape, seed)
+    total = tokenizer.vocab_size
+    cli.say(f"begins with vectors of {path} for {found:,} of {total:,} tokens")
+    return {name: jax.device_put(table, leaf.sharding)}
 
 
 def make_table(
