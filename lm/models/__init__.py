@@ -1,7 +1,6 @@
 """The models. A model is one file: a `Config` dataclass and a `Model` module.
 
-Its `architecture` says what tasks it is for: `encoder`, `decoder` or `encoder_decoder`;
-or `vectors`, where it is nothing but vectors of words.
+Its `architecture` says what tasks it is for: `encoder`, `decoder` or `encoder_decoder`.
 """
 
 from typing import Any

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lm.nn.base import ModelConfig, TokenEmbedder
+from lm.nn.base import ModelConfig, Output, TokenEmbedder
 from lm.nn.layers import declare
+from lm.nn.losses import Logits
 from lm.types import Array, Batch
 
 
@@ -31,10 +32,14 @@ class Config(ModelConfig):
 
 
 class Model(nn.Module):
-    """Two vectors and two biases for each word: as one that is read, and as context."""
+    """Two vectors and two biases for each word: as one that is read, and as context.
+
+    A word is read as it stands alone, so heads over the model are those of a bag of
+    words.
+    """
 
     config: Config
-    architecture = "vectors"
+    architecture = "encoder"
 
     def setup(self):
         """Declares the parts."""
@@ -44,24 +49,27 @@ class Model(nn.Module):
         self.bias = declare(self, "bias", zeros, ("vocab",), shape)
         self.context_bias = declare(self, "context_bias", zeros, ("vocab",), shape)
 
-    def __call__(self, batch: Batch, deterministic: bool = True) -> Array:
-        """Returns w_i · w̃_j + b_i + b̃_j, eq. 7: [B, T], float32.
+    def __call__(self, batch: Batch, deterministic: bool = True) -> Output:
+        """Maps `inputs` i [B, T] to vectors [B, T, D] and logits of neighbours j.
 
-        Args:
-            batch: `inputs` i [B, T] and `targets` j [B, T], by default the same.
-            deterministic: Whether dropout is off.
+        Of eq. 7 without b_i, which is the same of all j: their softmax is the share of
+        j among the neighbours of i.
         """
-        rows, columns = batch["inputs"], batch.get("targets", batch["inputs"])
-        words = self.embedder(rows, deterministic).astype(jnp.float32)
-        contexts = self.context(columns, deterministic).astype(jnp.float32)
-        products = (words * contexts).sum(axis=-1)
-        return products + self.bias[rows] + self.context_bias[columns]
+        words = self.embedder(batch["inputs"], deterministic)
+        logits = Logits(words, self.context.token.embedding, self.context_bias)
+        return Output(self.hidden(batch, deterministic), logits)
 
     def hidden(self, batch: Batch, deterministic: bool = True) -> Array:
-        """Returns the vectors of the words of a text: [B, T, D]."""
-        del deterministic
-        return self.word_vectors()[batch["inputs"]]
+        """Returns the vectors of a text's words, as `word_vectors`: [B, T, D]."""
+        ids = batch["inputs"]
+        return self.embedder(ids, deterministic) + self.context(ids, deterministic)
 
     def word_vectors(self) -> Array:
         """Returns W + W̃, which section 4.2 recommends: [V, D]."""
         return self.embedder.token.embedding + self.context.token.embedding
+
+    def scores(self, rows: Array, columns: Array) -> Array:
+        """Returns w_i · w̃_j + b_i + b̃_j, eq. 7, of each i and j: [B, T], float32."""
+        words, contexts = self.embedder.token(rows), self.context.token(columns)
+        products = (words * contexts).sum(axis=-1, dtype=jnp.float32)
+        return products + self.bias[rows] + self.context_bias[columns]

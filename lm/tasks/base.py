@@ -27,10 +27,12 @@ class Task(DataTask, Protocol):
     Attributes:
         config: The task's options.
         architectures: Of the models that it is for.
+        models: Their names; () means all of these architectures.
     """
 
     config: Any
     architectures: tuple[str, ...] = ("encoder", "decoder")
+    models: tuple[str, ...] = ()
 
     def loss(
         self, model: nn.Module, params: Params, batch: Batch, rng: Array | None
@@ -61,20 +63,19 @@ class Task(DataTask, Protocol):
         """Returns the module of a model's config, with a head if the task has one.
 
         Raises:
-            UserError: If the task is not for a model of that architecture.
+            UserError: If the task is not for such a model.
         """
-        model: Any = build_model(config)
-        if model.architecture not in self.architectures:
-            fitting = [
-                name
-                for name, (_, module) in MODELS.items()
-                if module.architecture in self.architectures
-            ]
+        fitting = self.models or [
+            name
+            for name, (_, module) in MODELS.items()
+            if module.architecture in self.architectures
+        ]
+        if config.name not in fitting:
             raise UserError(
                 f"task {self.config.name} is not for a {config.name} model; set "
                 f"model.name to {' or '.join(fitting)}, or choose another task"
             )
-        return model
+        return build_model(config)
 
 
 @runtime_checkable

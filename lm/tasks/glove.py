@@ -18,7 +18,7 @@ from lm.data.cooccurrence import CELL
 from lm.data.packing import ConcatRows, Rows, WindowRows
 from lm.data.pipeline import Pieces
 from lm.metrics import Mean, Metrics
-from lm.tasks.base import Task, apply
+from lm.tasks.base import Task
 from lm.text.tokenizers import Tokenizer
 from lm.types import Array, Batch, Params, UserError
 
@@ -57,7 +57,8 @@ class GloVe(Task):
     config: Config
     tokenizer: Tokenizer
     overlap = 0
-    architectures = ("vectors",)
+    architectures = ("encoder",)
+    models = ("glove",)
 
     @property
     def encoding(self) -> str:
@@ -114,9 +115,12 @@ class GloVe(Task):
         They are its mean over all cells, and `error`, the mean of the squares where
         each weighs f(X) = min(1, (X / x_max)^α), eq. 9.
         """
+        del rng
         config, counts = self.config, batch["counts"]
         weights = batch["loss_mask"] * batch["example_mask"][:, None]
-        errors = jnp.square(apply(model, params, batch, rng) - jnp.log(counts))
+        words = batch["inputs"], batch["targets"]
+        scores: Any = model.apply({"params": params}, *words, method="scores")
+        errors = jnp.square(scores - jnp.log(counts))
         factors = weights * jnp.minimum((counts / config.max_count) ** config.alpha, 1)
         objective = (factors * errors).sum()
         return objective, {

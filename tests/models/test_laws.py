@@ -92,7 +92,7 @@ OPTIONS = {
     },
 }
 # Of the other models: name -> what its options are called -> they.
-OTHERS: dict[str, dict[str, dict]] = {}
+OTHERS: dict[str, dict[str, dict]] = {"glove": {"plain": {}}}
 
 
 def with_cases(*architectures):

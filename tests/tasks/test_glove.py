@@ -205,8 +205,15 @@ def test_padding_weighs_nothing_and_every_parameter_is_trained(folder):
     table = params["embedder"]["token"]["embedding"]
     other = params["context"]["token"]["embedding"]
     np.testing.assert_array_equal(summed, table + other)
-    hidden = model.apply({"params": params}, batch, method="hidden")
-    np.testing.assert_array_equal(hidden, summed[batch["inputs"]])
+    output = model.apply({"params": params}, batch)
+    np.testing.assert_array_equal(output.hidden, summed[batch["inputs"]])
+    # Over all j the scores of a word are its logits but for one number, its own bias.
+    everyone = jnp.arange(5)[None]
+    scores = model.apply(
+        {"params": params}, jnp.full((1, 5), 2), everyone, method="scores"
+    )
+    logits = output.logits.states[0, 1] @ output.logits.kernel.T + output.logits.bias
+    np.testing.assert_allclose(scores[0], logits + params["bias"][2], atol=1e-7)
 
 
 def test_counts_are_the_same_whatever_the_memory(folder, monkeypatch):
