@@ -119,16 +119,22 @@ class Counter:
     def merged(self) -> Iterator[np.ndarray]:
         """Yields all pairs, each once, in rising order, a part at a time."""
         self._compact()
-        runs = [np.memmap(path, _PAIR, mode="r") for path in self.spilled]
-        runs = [run.view(np.ndarray) for run in runs] + self._parts
-        size = max(self._most // max(len(runs), 1), 1)
-        while runs := [run for run in runs if len(run)]:
-            heads = [run[:size] for run in runs]
+        self._spill()
+        size = max(self._most // len(self.spilled), 1)
+        starts = [0] * len(self.spilled)
+        while True:
+            # Read, not mapped: what is mapped stays in memory.
+            heads = [
+                np.fromfile(path, _PAIR, size, offset=start * _PAIR.itemsize)
+                for path, start in zip(self.spilled, starts)
+            ]
+            ends = [head["key"][-1] for head in heads if len(head)]
+            if not ends:
+                return
             # Up to here no run has anything left to add.
-            bound = min(head["key"][-1] for head in heads)
-            cuts = [np.searchsorted(head["key"], bound, "right") for head in heads]
+            cuts = [np.searchsorted(h["key"], min(ends), "right") for h in heads]
             yield _combine(np.concatenate([h[:cut] for h, cut in zip(heads, cuts)]))
-            runs = [run[cut:] for run, cut in zip(runs, cuts)]
+            starts = [start + int(cut) for start, cut in zip(starts, cuts)]
 
 
 def mirrored(found: np.ndarray, vocab_size: int) -> np.ndarray:
