@@ -109,8 +109,8 @@ class Vectors:
     def solve(self, questions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Solves "a is to b as c is to …".
 
-        Levy & Goldberg (2014), https://aclanthology.org/W14-1618: 3CosAdd is eq. 2,
-        argmax cos(x, b) - cos(x, a) + cos(x, c), and 3CosMul eq. 4, argmax cos(x, b)
+        Levy & Goldberg (2014), https://aclanthology.org/W14-1618, have both: 3CosAdd,
+        argmax cos(x, b) - cos(x, a) + cos(x, c), and 3CosMul, argmax cos(x, b)
         cos(x, c) / (cos(x, a) + ε), with cosines moved from [-1, 1] to [0, 1]. x is
         none of the three.
 

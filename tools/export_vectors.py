@@ -40,6 +40,11 @@ def main(args: Namespace) -> dict[str, Any]:
     from lm.train.word_vectors import open_vectors
 
     vectors = open_vectors(args.vectors, args.step, args.max_words)
+    rows = [row for row, word in enumerate(vectors.words) if word.split() == [word]]
+    if left := len(vectors.words) - len(rows):
+        cli.say(f"left out {left:,} words with spaces, which such files cannot have")
+        words = [vectors.words[row] for row in rows]
+        vectors = vectors_lib.Vectors(words, vectors.table[rows])
     make_folder(path.parent)
     vectors_lib.write(vectors, path)
     words, size = vectors.table.shape

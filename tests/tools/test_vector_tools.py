@@ -69,6 +69,15 @@ def test_a_file_is_written_in_another_format(path, tmp_path, capsys):
     )
 
 
+def test_words_with_spaces_are_left_out(tmp_path, capsys):
+    glove = tmp_path / "glove.txt"
+    glove.write_text("a 1 2\n. . . 3 4\nb 5 6\n")
+    run(export_vectors, f"--vectors={glove}", f"--output={tmp_path}/v.bin")
+    found = vectors_lib.read(tmp_path / "v.bin")
+    assert (found.words, found.table.tolist()) == (["a", "b"], [[1, 2], [5, 6]])
+    assert "left out 1 words with spaces" in capsys.readouterr().err
+
+
 def test_all_test_sets_are_scored_and_coverage_is_told(path, tests, capsys):
     result = run(evaluate_vectors, f"--vectors={path}", f"--tests={tests}")
     assert result["similarity"] == {
