@@ -7,13 +7,14 @@ from typing import Any
 
 import flax.linen as nn
 
-from lm.models import bert, gpt, t5
+from lm.models import bert, gpt, t5, word2vec
 
 # name -> (config dataclass, Linen module). A new model adds its row here.
 MODELS: dict[str, tuple[type, Any]] = {
     "gpt": (gpt.Config, gpt.Model),
     "bert": (bert.Config, bert.Model),
     "t5": (t5.Config, t5.Model),
+    "word2vec": (word2vec.Config, word2vec.Model),
 }
 
 
