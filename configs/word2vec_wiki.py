@@ -3,7 +3,7 @@
 Word2Vec (Mikolov et al. 2013, https://arxiv.org/abs/1310.4546): 100 dimensions, windows
 of up to 5 words, 5 negatives, 5 epochs over 725,534 words, of which the 10,729 that are
 there 5 times have a vector. Noise words are shared by a row and a step is a batch of
-16,384 words, so that the work is products of matrices (Ji et al. 2016,
+24,576 words, so that the work is products of matrices (Ji et al. 2016,
 https://arxiv.org/abs/1604.04661); Adam takes the place of a pair at a time.
 
     python -m tools.fetch_data wiki
@@ -29,16 +29,16 @@ def get_config():
                 sources=("tfds:wiki",), tokenizer="data/tokenizers/wiki_words"
             ),
             optim=OptimConfig(
-                learning_rate=0.06,
+                learning_rate=0.12,
                 schedule="linear",
                 final_fraction=0.0,
                 b2=0.999,
                 weight_decay=0.0,
                 grad_clip_norm=0.0,
             ),
-            batch_size=32,
-            num_train_steps=147,  # 5 epochs
+            batch_size=48,
+            num_train_steps=98,  # 5 epochs
             warmup_steps=0,
-            checkpoint_every_steps=147,
+            checkpoint_every_steps=98,
         )
     )
