@@ -49,7 +49,7 @@ def main(args: Namespace, overrides: list[str]) -> dict[str, Any]:
     check_range("--workers", args.workers, 1)
     if not Path(args.peer_python).exists():
         raise UserError(f"no {args.peer_python}; run make bench")
-    config = config_lib.load(args.config, overrides)
+    config: Any = config_lib.load(args.config, overrides)
     found: dict[str, list[dict[str, float]]] = {"lm": [], "gensim": []}
     with tempfile.TemporaryDirectory() as temporary:
         job, words, rows = _job(args, config, Path(temporary))

@@ -11,7 +11,7 @@ those of `lm.nn.windows`.
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from lm.metrics import Mean, Metrics
 from lm.nn import windows
 from lm.nn.windows import log_sigmoid_loss
 from lm.tasks.base import Task, apply
+from lm.text.ngrams import ngram_table
 from lm.text.tokenizers import Tokenizer
 from lm.types import Array, Batch, Params, UserError
 
@@ -163,8 +164,10 @@ class Word2Vec(Task):
 
         Padded rows have no words, and so predict nothing.
         """
-        config = self.config
+        config, tables = self.config, cast(Any, model).config
         inputs, reach = batch["inputs"], config.window
+        if tables.ngram_buckets:
+            batch = {**batch, "ngrams": jnp.asarray(self.ngrams(tables))[inputs]}
         near = windows.neighbours(batch["windows"], batch["segment_ids"], reach)
         number = windows.counts(near, inputs.shape[1])
         words = apply(model, params, batch, rng, method="hidden")
@@ -229,6 +232,12 @@ class Word2Vec(Task):
             counts = counts.reshape(len(words), -1)[:, : words.shape[1], None]
             counts &= signs != 0
         return jnp.where(counts, log_sigmoid_loss(signs * scores), 0).sum()
+
+    def ngrams(self, config: Any) -> np.ndarray:
+        """Returns the buckets of each word's n-grams [V, G], for a model's config."""
+        return ngram_table(
+            self.tokenizer, config.ngram_buckets, config.min_ngram, config.max_ngram
+        )
 
     @functools.cached_property
     def _paths(self) -> Paths:

@@ -92,7 +92,9 @@ OPTIONS = {
     },
 }
 # Of the other models: name -> what its options are called -> they.
-OTHERS: dict[str, dict[str, dict]] = {}
+OTHERS: dict[str, dict[str, dict]] = {
+    "word2vec": {"plain": {}, "tied": {"tie_embeddings": True}},
+}
 
 
 def with_cases(*architectures):

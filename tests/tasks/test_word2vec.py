@@ -10,6 +10,7 @@ from lm.models import bert
 from lm.models import word2vec as model_lib
 from lm.tasks.word2vec import Config, Word2Vec
 from lm.text import tokenizers
+from lm.text.ngrams import bucket, ngrams
 from lm.types import UserError
 
 TEXTS = [
@@ -117,6 +118,27 @@ def test_gradients_are_slopes(make_rows, kind, output):
         return reference(task, moved, batch)[0]
 
     np.testing.assert_allclose(norm, (at(1e-4) - at(-1e-4)) / 2e-4, rtol=1e-5)
+
+
+def test_ngrams_are_parts_of_their_words(make_rows):
+    task = Word2Vec(Config(length=40, window=3), WORDS)
+    config = model_lib.Config(vocab_size=V, emb_dim=D, ngram_buckets=50, max_ngram=4)
+    model = task.build_model(config)
+    table = np.random.default_rng(2).normal(0, 0.5, (50, D)).astype(np.float32)
+    params = draw_params() | {"ngram": {"embedding": jnp.asarray(table)}}
+    own = np.asarray(params["embedder"]["token"]["embedding"])
+    expected = own.copy()
+    for id in range(5, V):
+        parts = [table[bucket(n, 50)] for n in ngrams(WORDS.token(id), 3, 4)]
+        expected[id] = np.mean([own[id], *parts], axis=0)
+    found = model.apply({"params": params}, task.ngrams(config), method="word_vectors")
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    batch = stack(make_rows(task, TEXTS))
+    composed = draw_params() | {"embedder": {"token": {"embedding": expected}}}
+    total, _ = jax.jit(task.loss, static_argnums=0)(model, params, batch, None)
+    np.testing.assert_allclose(total, reference(task, composed, batch)[0], rtol=1e-5)
+    grads = jax.jit(jax.grad(lambda p: task.loss(model, p, batch, None)[0]))(params)
+    assert np.abs(grads["ngram"]["embedding"]).max() > 0
 
 
 def test_rows_fill_up_and_weigh_nothing(make_rows):
