@@ -2,18 +2,21 @@
 
 Mikolov et al. (2013a), https://arxiv.org/abs/1301.3781, and (2013b),
 https://arxiv.org/abs/1310.4546. A word is read as it stands alone, so heads over the
-model are those of a bag of words. Axes: B batch, T time, D emb_dim, V vocab.
+model are those of a bag of words. Axes: B batch, T time, D emb_dim, V vocab,
+M masked positions.
 """
 
 from dataclasses import dataclass
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from lm.config import check_range
 from lm.nn.base import ModelConfig, Output, TokenEmbedder, predicting
 from lm.nn.layers import Embed
 from lm.nn.losses import Logits
+from lm.text.ngrams import Ngrams
 from lm.types import Array, Batch
 
 
@@ -78,40 +81,45 @@ class Model(nn.Module):
         Their softmax is p(w_O | w_I) of (2013b), equation 2.
 
         Args:
-            batch: `inputs` [B, T]; with `ngram_buckets` also `ngrams` [B, T, G], the
-                buckets of each word's n-grams, -1 where it has less, else words are
-                their own vectors alone; optionally `masked_positions` [B, M], whose
-                logits alone are wanted.
+            batch: `inputs` [B, T]; with `ngram_buckets` also `ngrams`, an
+                `lm.text.ngrams.Ngrams`, else words are their own vectors alone;
+                optionally `masked_positions` [B, M], whose logits alone are wanted.
             deterministic: Whether dropout is off.
         """
+        if self.config.ngram_buckets and self.is_initializing():
+            self.ngram(jnp.zeros((1,), jnp.int32))
         hidden = self.hidden(batch, deterministic)
         states = predicting(hidden, batch)
         return Output(hidden, Logits(states, self._contexts.embedding))
 
     def hidden(self, batch: Batch, deterministic: bool = True) -> Array:
         """Returns the vectors v of words [B, T, D]; as `__call__`."""
-        words = self.embedder(batch["inputs"], deterministic)
-        if not self.config.ngram_buckets:
-            return words
-        ngrams = batch.get("ngrams", jnp.full((1, 1, 1), -1))
-        is_one = (ngrams >= 0)[..., None]
-        parts = jnp.where(is_one, self.ngram(jnp.maximum(ngrams, 0)), 0).sum(axis=-2)
-        return (words + parts) / (1 + is_one.sum(axis=-2)).astype(words.dtype)
+        if "ngrams" not in batch:
+            return self.embedder(batch["inputs"], deterministic)
+        words = self.word_vectors(batch["ngrams"])[batch["inputs"]]
+        return self.embedder.dropout(words.astype(self.config.dtype), deterministic)
 
     def contexts(self, ids: Array) -> Array:
         """Returns the vectors v' of neighbours or inner nodes: [...] to [..., D]."""
         return self._contexts(ids)
 
-    def word_vectors(self, ngrams: Array | None = None) -> Array:
-        """Returns the vectors v of all words [V, D].
+    def word_vectors(self, ngrams: Ngrams | None = None) -> Array:
+        """Returns the vectors v of all words, float32 [V, D].
 
         Args:
-            ngrams: With `ngram_buckets`, the buckets of each word's n-grams [V, G].
+            ngrams: With `ngram_buckets`, the n-grams of all words.
         """
-        batch = {"inputs": jnp.arange(self.config.vocab_size)[None]}
-        if ngrams is not None:
-            batch["ngrams"] = ngrams[None]
-        return self.hidden(batch)[0]
+        own = self.embedder.token.embedding
+        if ngrams is None:
+            return own
+        sums, number = (
+            jax.ops.segment_sum(x, ngrams.words, len(own), indices_are_sorted=True)
+            for x in (
+                self.ngram.embedding[ngrams.buckets],
+                jnp.ones(len(ngrams.words)),
+            )
+        )
+        return (own + sums) / (1 + number)[:, None]
 
     @property
     def _contexts(self) -> Embed:

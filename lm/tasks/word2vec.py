@@ -25,7 +25,7 @@ from lm.metrics import Mean, Metrics
 from lm.nn import windows
 from lm.nn.windows import log_sigmoid_loss
 from lm.tasks.base import Task, apply
-from lm.text.ngrams import ngram_table
+from lm.text.ngrams import Ngrams, all_ngrams
 from lm.text.tokenizers import Tokenizer
 from lm.types import Array, Batch, Params, UserError
 
@@ -167,7 +167,7 @@ class Word2Vec(Task):
         config, tables = self.config, cast(Any, model).config
         inputs, reach = batch["inputs"], config.window
         if tables.ngram_buckets:
-            batch = {**batch, "ngrams": jnp.asarray(self.ngrams(tables))[inputs]}
+            batch = {**batch, "ngrams": self.ngrams(tables)}
         near = windows.neighbours(batch["windows"], batch["segment_ids"], reach)
         number = windows.counts(near, inputs.shape[1])
         words = apply(model, params, batch, rng, method="hidden")
@@ -233,9 +233,9 @@ class Word2Vec(Task):
             counts &= signs != 0
         return jnp.where(counts, log_sigmoid_loss(signs * scores), 0).sum()
 
-    def ngrams(self, config: Any) -> np.ndarray:
-        """Returns the buckets of each word's n-grams [V, G], for a model's config."""
-        return ngram_table(
+    def ngrams(self, config: Any) -> Ngrams:
+        """Returns the n-grams of all words, for a model's config."""
+        return all_ngrams(
             self.tokenizer, config.ngram_buckets, config.min_ngram, config.max_ngram
         )
 

@@ -4,6 +4,7 @@ Bojanowski et al. (2017), https://arxiv.org/abs/1607.04606, section 3.2.
 """
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -45,11 +46,21 @@ def bucket(ngram: str, number: int) -> int:
     return value % number
 
 
-@functools.lru_cache(maxsize=2)
-def ngram_table(tokenizer: Tokenizer, number: int, least: int, most: int) -> np.ndarray:
-    """Returns the buckets of each word's n-grams, int32 [V, G], -1 in spare places.
+class Ngrams(NamedTuple):
+    """The n-grams of all words, L in all.
 
-    Marks have none. G is that of the word that has the most.
+    Attributes:
+        words: The word that each is of, in order, int32 [L].
+        buckets: Its bucket, int32 [L].
+    """
+
+    words: np.ndarray
+    buckets: np.ndarray
+
+
+@functools.lru_cache(maxsize=2)
+def all_ngrams(tokenizer: Tokenizer, number: int, least: int, most: int) -> Ngrams:
+    """Returns the n-grams of a tokenizer's words; marks have none.
 
     Args:
         tokenizer: Of words.
@@ -58,12 +69,10 @@ def ngram_table(tokenizer: Tokenizer, number: int, least: int, most: int) -> np.
         most: As of `ngrams`.
     """
     found = [
-        []
-        if is_special
-        else [bucket(n, number) for n in ngrams(piece.decode(), least, most)]
-        for piece, is_special in zip(tokenizer.pieces, tokenizer.is_special)
+        (id, bucket(ngram, number))
+        for id, piece in enumerate(tokenizer.pieces)
+        if piece
+        for ngram in ngrams(piece.decode(), least, most)
     ]
-    table = np.full((len(found), max(map(len, found))), -1, np.int32)
-    for row, buckets in zip(table, found):
-        row[: len(buckets)] = buckets
-    return table
+    words, buckets = np.array(found, np.int32).reshape(-1, 2).T
+    return Ngrams(words, buckets)
