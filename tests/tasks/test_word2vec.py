@@ -5,19 +5,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm import sharding
 from lm.data.huffman import huffman_paths
 from lm.models import bert
 from lm.models import word2vec as model_lib
 from lm.tasks.word2vec import Config, Word2Vec
 from lm.text import tokenizers
 from lm.text.ngrams import bucket, ngrams
+from lm.train.evaluation import put
+from lm.train.state import placed_params
 from lm.types import UserError
 
 TEXTS = [
     "the cat and the dog sat on the mat",
     "a king is a man and a queen is a woman and the cat is a cat",
-    "the dog and the cat and the mat of the king and of the queen",
-] * 4
+    "the dog and the bird and the mat of the king and of the queen",
+] * 4  # 20 words, marks included
 WORDS = tokenizers.train("words", TEXTS)
 V, D = WORDS.vocab_size, 8
 assert WORDS.counts is not None
@@ -139,6 +142,30 @@ def test_ngrams_are_parts_of_their_words(make_rows):
     np.testing.assert_allclose(total, reference(task, composed, batch)[0], rtol=1e-5)
     grads = jax.jit(jax.grad(lambda p: task.loss(model, p, batch, None)[0]))(params)
     assert np.abs(grads["ngram"]["embedding"]).max() > 0
+
+
+def test_eight_devices_are_one(make_rows):
+    task, model = make(length=40, window=3)
+    batch = stack(make_rows(task, TEXTS * 8)[:4])
+    params = draw_params()
+    grad = jax.jit(jax.value_and_grad(lambda p, b: task.loss(model, p, b, None)[0]))
+    loss, grads = grad(params, batch)
+    config = sharding.MeshConfig(data=2, fsdp=2, tensor=2)
+    mesh = sharding.build_mesh(config, None)
+    layout = jax.tree.map(
+        lambda leaf: leaf.sharding, placed_params(model, mesh, config)
+    )
+    with sharding.use(mesh, config):
+        placed = jax.device_put(params, layout)
+        table = placed["context"]["embedding"]
+        assert table.addressable_shards[0].data.shape[0] == V // 2 == 10
+        many, many_grads = grad(placed, put(mesh, batch))
+    np.testing.assert_allclose(loss, many, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        grads,
+        many_grads,
+    )
 
 
 def test_rows_fill_up_and_weigh_nothing(make_rows):
