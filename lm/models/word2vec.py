@@ -112,14 +112,11 @@ class Model(nn.Module):
         own = self.embedder.token.embedding
         if ngrams is None:
             return own
-        sums, number = (
-            jax.ops.segment_sum(x, ngrams.words, len(own), indices_are_sorted=True)
-            for x in (
-                self.ngram.embedding[ngrams.buckets],
-                jnp.ones(len(ngrams.words)),
-            )
+        parts = self.ngram.embedding[ngrams.buckets]
+        sums = jax.ops.segment_sum(
+            parts, ngrams.words, len(own), indices_are_sorted=True
         )
-        return (own + sums) / (1 + number)[:, None]
+        return (own + sums) / (1 + ngrams.numbers)[:, None]
 
     @property
     def _contexts(self) -> Embed:

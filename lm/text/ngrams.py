@@ -52,10 +52,12 @@ class Ngrams(NamedTuple):
     Attributes:
         words: The word that each is of, in order, int32 [L].
         buckets: Its bucket, int32 [L].
+        numbers: How many each word has, float32 [V].
     """
 
     words: np.ndarray
     buckets: np.ndarray
+    numbers: np.ndarray
 
 
 @functools.lru_cache(maxsize=2)
@@ -75,4 +77,5 @@ def all_ngrams(tokenizer: Tokenizer, number: int, least: int, most: int) -> Ngra
         for ngram in ngrams(piece.decode(), least, most)
     ]
     words, buckets = np.array(found, np.int32).reshape(-1, 2).T
-    return Ngrams(words, buckets)
+    numbers = np.bincount(words, minlength=tokenizer.vocab_size).astype(np.float32)
+    return Ngrams(words, buckets, numbers)
