@@ -45,13 +45,13 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The peer has an environment of its own.
+# The peers have an environment of their own.
 bench: install .venv-bench/.installed
 	$(BIN)/python -m experiments.benchmarks.train_step
 
 .venv-bench/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 'transformers>=5.20'
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 'transformers>=5.20' gensim==4.4.0
 	@touch $@
 
 # Resolve again for both lines: jax 0.10.2 on Python 3.11, the newest on 3.12.

@@ -4,9 +4,11 @@
         --vocab-size=2048 --output=data/tokenizers/kjv
 
 Kinds: unigram, bpe and chars are SentencePiece's, with bytes for the characters that
-have no token; wordpiece is BERT's, byte_bpe GPT-2's; bytes need no training.
-Without --normalization all but wordpiece give every text back as it was. For Chinese
-or Japanese take unigram or bpe. The same texts and flags make the same tokenizer.
+have no token; wordpiece is BERT's, byte_bpe GPT-2's; words, and punctuation apart from
+them, are counted, for vectors of words (`--kind=words --normalization=nfkc_cf
+--min-count=5`); bytes need no training. Without --normalization all but wordpiece and
+words give every text back as it was. For Chinese or Japanese take unigram or bpe. The
+same texts and flags make the same tokenizer.
 """
 
 import itertools
@@ -46,7 +48,7 @@ parser.add_argument(
     "--vocab-size",
     type=int,
     default=0,
-    help="number of tokens; may be left out for chars (all) and bytes",
+    help="number of tokens; may be left out for chars and words (all) and bytes",
 )
 parser.add_argument("--output", required=True, help="the folder to write")
 parser.add_argument("--split", default="train", help="of the sources; default: train")
@@ -83,6 +85,13 @@ parser.add_argument(
     help="learn from a random sample of so many lines (SentencePiece) or texts, which "
     "bounds the memory; default: 1000000",
 )
+parser.add_argument(
+    "--min-count",
+    type=int,
+    default=1,
+    metavar="N",
+    help="words: those that are there so often have a token; default: 1",
+)
 parser.add_argument("--overwrite", action="store_true", help="replace a tokenizer")
 
 
@@ -109,6 +118,7 @@ def main(args: Namespace) -> dict[str, Any]:
             character_coverage=args.character_coverage,
             split_digits=args.split_digits,
             max_sentences=args.max_sentences,
+            min_count=args.min_count,
         )
         # Bytes did not have to be trained: nothing is read yet.
         for _ in itertools.islice(read, SAMPLE_TEXTS):

@@ -7,7 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from lm.models import bert, glove, gpt, t5
+from lm.models import bert, glove, gpt, t5, word2vec
 
 # name -> (config dataclass, Linen module). A new model adds its row here.
 MODELS: dict[str, tuple[type, Any]] = {
@@ -15,6 +15,7 @@ MODELS: dict[str, tuple[type, Any]] = {
     "bert": (bert.Config, bert.Model),
     "t5": (t5.Config, t5.Model),
     "glove": (glove.Config, glove.Model),
+    "word2vec": (word2vec.Config, word2vec.Model),
 }
 
 

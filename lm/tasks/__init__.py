@@ -15,6 +15,7 @@ from lm.tasks import (
     span_corruption,
     tag,
     text_to_text,
+    word2vec,
 )
 from lm.tasks.base import Predictive as Predictive
 from lm.tasks.base import Task as Task
@@ -35,6 +36,7 @@ TASKS: dict[str, tuple[type, Any]] = {
     "span_corruption": (span_corruption.Config, span_corruption.SpanCorruption),
     "tag": (tag.Config, tag.Tag),
     "text_to_text": (text_to_text.Config, text_to_text.TextToText),
+    "word2vec": (word2vec.Config, word2vec.Word2Vec),
 }
 
 

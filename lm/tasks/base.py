@@ -189,10 +189,18 @@ def padded(
     return {"inputs": inputs, "segment_ids": segment_ids}
 
 
-def apply(model: nn.Module, params: Params, batch: Batch, rng: Array | None) -> Any:
-    """Runs a model, with dropout where there is a key for it."""
+def apply(
+    model: nn.Module,
+    params: Params,
+    batch: Batch,
+    rng: Array | None,
+    method: str | None = None,
+) -> Any:
+    """Runs a model, or another method of it, with dropout where there is a key."""
     rngs = None if rng is None else {"dropout": rng}
-    return model.apply({"params": params}, batch, deterministic=rng is None, rngs=rngs)
+    return model.apply(
+        {"params": params}, batch, deterministic=rng is None, rngs=rngs, method=method
+    )
 
 
 def token_loss(

@@ -13,6 +13,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from lm.text.tokenizer import (
     MARKS,
+    NO_TEXT,
     Added,
     Tokenizer,
     find_marks,
@@ -23,6 +24,8 @@ from lm.text.tokenizer import (
 )
 from lm.types import UserError
 
+# Beside the `tokenizer.json` of words: how often each was in the training texts.
+COUNTS = "counts.json"
 # Pre-tokenizers that cut text without changing it.
 _CUTS = ("ByteLevel", "Split", "Digits")
 # Names of the options of BERT's normalizer, in a `tokenizer_config.json` and here.
@@ -42,12 +45,19 @@ class HuggingFaceTokenizer(Tokenizer):
     "##"; spaces between words count nowhere.
     """
 
-    def __init__(self, tokenizer: hf.Tokenizer, config: Mapping[str, Any]):
+    def __init__(
+        self,
+        tokenizer: hf.Tokenizer,
+        config: Mapping[str, Any],
+        counts: Mapping[str, int] | None = None,
+    ):
         """Takes a tokenizer over.
 
         Args:
             tokenizer: Its truncation, padding and adding of marks are switched off.
             config: Of a `tokenizer_config.json`, may name marks.
+            counts: How often each token was in the training texts, by its name, if
+                that is known; of tokens that it lacks, 0.
         """
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -66,6 +76,7 @@ class HuggingFaceTokenizer(Tokenizer):
         marks = find_marks({tokens[i]: i for i in special_ids}, config)
         self._is_byte_level = (spec["decoder"] or {}).get("type") == "ByteLevel"
         self._is_word_piece = model["type"] == "WordPiece"
+        self._is_words = model["type"] == "WordLevel"
         if marks.unk < 0 and not self._is_byte_level:
             unk_id = ids.get(model.get("unk_token"), model.get("unk_id"))
             marks = marks._replace(unk=-1 if unk_id is None else unk_id)
@@ -88,6 +99,9 @@ class HuggingFaceTokenizer(Tokenizer):
             marks,
             lossless=self._is_byte_level and _is_lossless(spec, ids),
         )
+        if counts:
+            numbers = [counts.get(token, 0) for token in tokens]
+            self.counts = np.array(numbers, np.int64)
 
     def _piece(self, token: str, has_bytes: bool) -> bytes:
         """Returns the UTF-8 that a token stands for."""
@@ -101,7 +115,12 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @functools.cached_property
     def starts_word(self) -> np.ndarray:
-        """See `Tokenizer.starts_word`; in WordPiece, whether it lacks the "##"."""
+        """See `Tokenizer.starts_word`; in WordPiece, whether it lacks the "##".
+
+        Every token of words begins one.
+        """
+        if self._is_words:
+            return ~self.is_special
         if not self._is_word_piece:
             return super().starts_word
         starts = np.array([not token.startswith("##") for token in self._tokens])
@@ -136,7 +155,11 @@ class HuggingFaceTokenizer(Tokenizer):
         return [spec[key] for key in _DECIDING]
 
     def _files(self) -> dict[str, bytes]:
-        return {"tokenizer.json": self._tokenizer.to_str(pretty=True).encode()}
+        files = {"tokenizer.json": self._tokenizer.to_str(pretty=True).encode()}
+        if self.counts is not None:
+            counts = dict(zip(self._tokens, self.counts.tolist()))
+            files[COUNTS] = (json.dumps(counts, indent=0) + "\n").encode()
+        return files
 
 
 def _is_lossless(spec: Mapping[str, Any], ids: Mapping[str, int]) -> bool:
@@ -179,8 +202,10 @@ def byte_of_char() -> dict[str, int]:
     }
 
 
-def open_json(file: Path, config: Mapping[str, Any]) -> Tokenizer:
-    """Opens a `tokenizer.json`."""
+def open_json(
+    file: Path, config: Mapping[str, Any], counts: Mapping[str, int]
+) -> Tokenizer:
+    """Opens a `tokenizer.json`; `counts` as of `HuggingFaceTokenizer`."""
     tokenizer = hf.Tokenizer.from_file(str(file))
     _configure(tokenizer, config)
     # Gemma's <mask> is added as if it were a word, as its <s> is, which is HTML's.
@@ -188,7 +213,7 @@ def open_json(file: Path, config: Mapping[str, Any]) -> Tokenizer:
     for token in tokenizer.get_added_tokens_decoder().values():
         if not token.special and token.content in named:
             tokenizer.add_special_tokens([hf.AddedToken(token.content, special=True)])
-    return HuggingFaceTokenizer(tokenizer, config)
+    return HuggingFaceTokenizer(tokenizer, config, counts)
 
 
 def open_wordpiece(
@@ -300,8 +325,7 @@ def train(
     if steps:
         tokenizer.normalizer = normalizers.Sequence(steps)
     if split_digits:
-        cuts = [pre_tokenizers.Digits(individual_digits=True), tokenizer.pre_tokenizer]
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+        tokenizer.pre_tokenizer = _digits_apart(tokenizer.pre_tokenizer)
     if is_wordpiece:
         _train_wordpiece(tokenizer, sentences, vocab_size, names, character_coverage)
     else:
@@ -320,6 +344,61 @@ def train(
             f"to {size} or {cure}"
         )
     return HuggingFaceTokenizer(tokenizer, {})
+
+
+def train_words(
+    texts: Iterable[str],
+    vocab_size: int,
+    *,
+    num_sentinels: int,
+    normalization: str,
+    split_digits: bool,
+    min_count: int,
+) -> Tokenizer:
+    """Makes a vocabulary of whole words; see `lm.text.tokenizers.train`."""
+    names = mark_names(num_sentinels)
+    unk = names[1]
+    steps: list[normalizers.Normalizer] = []
+    if normalization != "identity":
+        steps.append(normalizers.NFKC())
+    if normalization == "nfkc_cf":
+        steps.append(normalizers.Lowercase())
+    normalizer = normalizers.Sequence(steps)
+    cuts = pre_tokenizers.Whitespace()
+    if split_digits:
+        cuts = _digits_apart(cuts)
+    counts: Counter[str] = Counter()
+    for text in texts:
+        words = cuts.pre_tokenize_str(normalizer.normalize_str(text))
+        counts.update(word for word, _ in words)
+    if not counts:
+        raise UserError(NO_TEXT)
+    # Equally common words stand in the order of their characters.
+    common = sorted(counts, key=lambda word: (-counts[word], word))
+    known = [word for word in common if counts[word] >= min_count]
+    size = len(names) + len(known)
+    if vocab_size and not len(names) < vocab_size <= size:
+        fault, cure = ("low", "more") if vocab_size < size else ("high", "less")
+        least = len(names) + 1 if fault == "low" else size
+        raise UserError(
+            f"vocab_size {vocab_size} is too {fault} for words of this text; set it to "
+            f"{least} or {cure}"
+        )
+    tokens = [*names, *known][: vocab_size or size]
+    own = {word: counts[word] for word in tokens[len(names) :]}
+    own[unk] = counts.total() - sum(own.values())
+    vocab = {token: id for id, token in enumerate(tokens)}
+    tokenizer = hf.Tokenizer(models.WordLevel(vocab, unk_token=unk))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = cuts
+    tokenizer.add_special_tokens(names)
+    return HuggingFaceTokenizer(tokenizer, {}, own)
+
+
+def _digits_apart(cuts: Any) -> pre_tokenizers.PreTokenizer:
+    """Returns cuts that also part all digits."""
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    return pre_tokenizers.Sequence([digits, cuts])
 
 
 def _train_wordpiece(

@@ -18,6 +18,7 @@ from lm.cli import valid
 from lm.types import UserError
 
 CONFIG = "tokenizer_config.json"
+NO_TEXT = "there is no text to train a tokenizer on; name another source"
 
 # Names of marks, those of `train` first. BERT's [CLS] and [SEP] are bos and eos.
 MARKS = {
@@ -81,7 +82,7 @@ class Tokenizer(abc.ABC):
     and does not if `lossless`.
 
     Attributes:
-        kind: unigram, bpe, chars, wordpiece, byte_bpe, bytes; words for a foreign file.
+        kind: unigram, bpe, chars, wordpiece, byte_bpe, words or bytes.
         vocab_size: V, the number of ids.
         pad_id: Fills up rows; like all marks -1 where the tokenizer has none.
         unk_id: Stands for text that the vocabulary lacks.
@@ -93,9 +94,12 @@ class Tokenizer(abc.ABC):
         is_special: Whether an id is a mark, bool [V].
         pieces: UTF-8 that each id stands for, empty for a mark [V].
         drops_space: Whether a text is decoded without the space that it begins with.
+        counts: How often each id was in the texts that it was trained on, int64 [V],
+            `unk_id` for all words that have no other; None if that is not known.
     """
 
     drops_space = False
+    counts: np.ndarray | None = None
 
     def __init__(
         self,

@@ -4,6 +4,7 @@
 |---|---|---|
 | unigram, bpe, chars | `lm.text.sentencepiece_tokenizer` | `tokenizer.model` |
 | wordpiece, byte_bpe | `lm.text.huggingface_tokenizer` | `tokenizer.json` |
+| words | `lm.text.huggingface_tokenizer` | `tokenizer.json`, `counts.json` |
 | bytes | `lm.text.tokenizer` | `tokenizer_config.json` alone |
 """
 
@@ -19,6 +20,7 @@ from lm.text import huggingface_tokenizer, sentencepiece_tokenizer
 from lm.text.sentencepiece_tokenizer import SentencePieceTokenizer
 from lm.text.tokenizer import (
     CONFIG,
+    NO_TEXT,
     Added,
     ByteTokenizer,
     Tokenizer,
@@ -27,7 +29,7 @@ from lm.text.tokenizer import (
 )
 from lm.types import UserError
 
-KINDS = ("unigram", "bpe", "chars", "wordpiece", "byte_bpe", "bytes")
+KINDS = ("unigram", "bpe", "chars", "wordpiece", "byte_bpe", "words", "bytes")
 NORMALIZATIONS = ("identity", "nfkc", "nfkc_cf")
 _PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 # Classes of transformers whose rules are ours for a file that holds a vocabulary alone.
@@ -126,7 +128,8 @@ def _open(file: Path, config: Mapping[str, Any]) -> Tokenizer:
         added = _added(file, config)
         return huggingface_tokenizer.open_wordpiece(file, config, added)
     if file.suffix == ".json" and file.name != CONFIG:
-        return huggingface_tokenizer.open_json(file, config)
+        counts = _read_json(file, huggingface_tokenizer.COUNTS)
+        return huggingface_tokenizer.open_json(file, config, counts)
     raise _UnreadableError(
         f"{file} is no tokenizer.json, *.model, vocab.txt, or vocab.json with "
         "merges.txt"
@@ -169,17 +172,21 @@ def train(
     character_coverage: float = 0.9995,
     split_digits: bool = False,
     max_sentences: int = 1_000_000,
+    min_count: int = 1,
 ) -> Tokenizer:
     """Trains a tokenizer; the same texts give the same one.
 
     Its ids are pad 0, unk 1, bos 2, eos 3, mask 4, the sentinels, then the rest. All
-    kinds but wordpiece have a token for each of the 256 bytes, and are lossless unless
-    `normalization` is another than identity.
+    kinds but wordpiece and words have a token for each of the 256 bytes, and are
+    lossless unless `normalization` is another than identity. words have a token for
+    each of the commonest words and runs of punctuation, in the order of their number,
+    and know how often each was there.
 
     Args:
         kind: One of `KINDS`.
         texts: Documents. SentencePiece learns from each of their lines.
-        vocab_size: Number of ids. 0 is for bytes, and for chars: all there are.
+        vocab_size: Number of ids. 0 is for bytes, and for chars and words: all there
+            are.
         num_sentinels: Number of <extra_id_…> marks.
         normalization: identity; nfkc, Unicode's compatibility forms as one; nfkc_cf,
             and capitals as small letters (in wordpiece also without accents, as in
@@ -188,7 +195,9 @@ def train(
             own, the commonest first; of use in SentencePiece and wordpiece.
         split_digits: Whether no token has two digits.
         max_sentences: Learn from a random sample of so many lines, or (wordpiece,
-            byte_bpe) documents; parts of at most 4,000 characters count as one.
+            byte_bpe) documents; parts of at most 4,000 characters count as one. words
+            are counted in all texts.
+        min_count: How often a word must be there to have a token; of use in words.
 
     Raises:
         UserError: If an option does not fit, there is no text, or the text does not
@@ -207,8 +216,20 @@ def train(
         )
     check_range("num_sentinels", num_sentinels, 0)
     check_range("max_sentences", max_sentences, 1)
+    check_range("min_count", min_count, 1)
+    if min_count > 1 and kind != "words":
+        raise UserError(f"min_count is for words, not for {kind}; leave it out")
     if kind == "bytes":
         return _bytes(vocab_size, num_sentinels, normalization)
+    if kind == "words":
+        return huggingface_tokenizer.train_words(
+            texts,
+            vocab_size,
+            num_sentinels=num_sentinels,
+            normalization=normalization,
+            split_digits=split_digits,
+            min_count=min_count,
+        )
     if not vocab_size and kind != "chars":
         raise UserError(f"{kind} needs a vocab_size; set it")
     by_line = kind in sentencepiece_tokenizer.KINDS
@@ -216,7 +237,7 @@ def train(
     for sentence in _sentences(texts, by_line):
         sample.add(sentence)
     if not any(map(str.strip, sample.items)):
-        raise UserError("there is no text to train a tokenizer on; name another source")
+        raise UserError(NO_TEXT)
     train_kind = (sentencepiece_tokenizer if by_line else huggingface_tokenizer).train
     return train_kind(
         kind,

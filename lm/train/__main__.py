@@ -13,6 +13,7 @@ from typing import Any
 
 from lm import cli
 from lm import config as config_lib
+from lm.memory import keep_freed
 from lm.types import UserError
 
 parser = cli.make_parser(__doc__)
@@ -72,4 +73,5 @@ def _steps(text: str) -> range:
 
 
 if __name__ == "__main__":
+    keep_freed()
     cli.run(main, parser, extra_prefix="--config.")

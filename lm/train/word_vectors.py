@@ -10,7 +10,7 @@ import numpy as np
 
 from lm import cli, tree
 from lm import vectors as vectors_lib
-from lm.models import build_model
+from lm.models import build_model, word2vec
 from lm.text.tokenizers import Tokenizer
 from lm.train import workdir as workdir_lib
 from lm.types import Array, Params, UserError
@@ -40,7 +40,10 @@ def open_vectors(path: str, step: str = "", max_words: int = 0) -> Vectors:
     params = loaded.params.get("backbone", loaded.params)
     model = build_model(loaded.config.model)
     if hasattr(model, "word_vectors"):
-        found = model.apply({"params": params}, method="word_vectors")
+        about = []
+        if isinstance(loaded.config.model, word2vec.Config):
+            about.append(loaded.config.model.ngrams(loaded.tokenizer))
+        found = model.apply({"params": params}, *about, method="word_vectors")
     else:
         found = params["embedder"]["token"]["embedding"]
     names = token_names(loaded.tokenizer)

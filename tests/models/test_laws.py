@@ -92,7 +92,10 @@ OPTIONS = {
     },
 }
 # Of the other models: name -> what its options are called -> they.
-OTHERS: dict[str, dict[str, dict]] = {"glove": {"plain": {}}}
+OTHERS: dict[str, dict[str, dict]] = {
+    "glove": {"plain": {}},
+    "word2vec": {"plain": {}, "tied": {"tie_embeddings": True}},
+}
 
 
 def with_cases(*architectures):

@@ -492,3 +492,40 @@ def test_what_is_missing_or_broken_is_one_line_with_the_cure(tmp_path):
     assert "has no [UNK]" in error_of(tmp_path / "vocab.txt")
     (tmp_path / "tokenizer_config.json").write_text("{")
     assert "cannot be read" in error_of(tmp_path / "a.model")
+
+
+# Words.
+
+
+def test_words_are_counted_and_stay_so(tmp_path):
+    texts = ["The cat's hat.", "the HAT, the cat...", "a\u00a0\u210bat"]
+    words = tokenizers.train("words", texts, normalization="nfkc_cf", min_count=2)
+    assert pieces(words, "The  hat: cat?") == ["the", "hat", "<unk>", "cat", "<unk>"]
+    assert [words.token(i) for i in range(5, words.vocab_size)] == ["hat", "the", "cat"]
+    # Once each are: ' s . , ... a
+    assert words.counts.tolist() == [0, 6, 0, 0, 0, 3, 3, 2]
+    words.save(tmp_path / "words")
+    again = tokenizers.load(tmp_path / "words")
+    assert again == words
+    np.testing.assert_array_equal(again.counts, words.counts)
+    assert words.starts_word.tolist() == [False] * 5 + [True] * 3
+
+
+def test_the_commonest_words_are_taken():
+    texts = ["b b b c c a a d"] * 2
+    words = tokenizers.train("words", texts, 8)
+    assert [words.token(i) for i in range(5, 8)] == ["b", "a", "c"]
+    assert words.counts[words.unk_id] == 2
+    encoded = np.concatenate(words.encode_batch(texts))
+    np.testing.assert_array_equal(np.bincount(encoded, minlength=8), words.counts)
+    for size in (5, 10):
+        with pytest.raises(UserError, match="vocab_size"):
+            tokenizers.train("words", texts, size)
+    with pytest.raises(UserError, match="min_count is for words"):
+        tokenizers.train("bpe", texts, 300, min_count=2)
+    with pytest.raises(UserError, match="no text"):
+        tokenizers.train("words", ["  "])
+
+
+def test_others_have_no_counts(trained):
+    assert [k for k, t in trained.items() if t.counts is not None] == ["words"]
