@@ -7,13 +7,16 @@ from typing import Any
 
 import flax.linen as nn
 
-from lm.models import bert, gpt, t5
+from lm.models import bert, feed_forward, gated_cnn, gpt, t5, textcnn
 
 # name -> (config dataclass, Linen module). A new model adds its row here.
 MODELS: dict[str, tuple[type, Any]] = {
     "gpt": (gpt.Config, gpt.Model),
     "bert": (bert.Config, bert.Model),
     "t5": (t5.Config, t5.Model),
+    "feed_forward": (feed_forward.Config, feed_forward.Model),
+    "textcnn": (textcnn.Config, textcnn.Model),
+    "gated_cnn": (gated_cnn.Config, gated_cnn.Model),
 }
 
 
