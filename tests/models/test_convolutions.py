@@ -140,3 +140,17 @@ def test_masked_places_are_predicted_alone():
 def test_bad_options_are_named(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_filters_see_the_order_of_words_and_a_bag_does_not():
+    ids = jnp.array([[1, 2, 3, 4], [4, 2, 1, 3]])
+
+    def pooled(kind, how):
+        module = PooledHead(kind.Model(kind.Config(**SMALL)), 3, how)
+        params = drawn(module, {"inputs": ids})
+        return run(module, params, {"inputs": ids})
+
+    a, b = pooled(feed_forward, "mean")
+    np.testing.assert_allclose(a, b, atol=1e-5)
+    a, b = pooled(textcnn, "max")
+    assert np.abs(a - b).max() > 1e-2
