@@ -9,6 +9,12 @@ says how well it fits anywhere in the text.
     python -m lm.train --config=configs/bbc_textcnn.py --workdir=runs/bbc_textcnn
     python -m lm.evaluate --workdir=runs/bbc_textcnn --split=test
     python -m tools.export --workdir=runs/bbc_textcnn --quantize=int8
+
+Expected: 96.4% to 99.0% of the validation articles right and 95.1% to 96.4% of the test
+articles (three seeds), in half a minute of CPU time. The TF Lite file of dynamic int8
+has 280 kB and takes 0.3 ms an article. Vectors of 48 dimensions, such as those of
+`configs/word2vec_wiki.py` with --config.model.emb_dim=48, may be given by
+--config.model.embedding_from.
 """
 
 from lm.config import to_config_dict
