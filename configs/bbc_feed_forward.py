@@ -9,8 +9,8 @@ and in training without 30% of the words.
     python -m lm.train --config=configs/bbc_feed_forward.py --workdir=runs/bbc_mean
     python -m lm.evaluate --workdir=runs/bbc_mean --split=test
 
-Expected: 98.5% of the validation articles right and 98.2% of the test articles, in half a
-minute of CPU time.
+Expected: 98.5% of the validation articles right and 98.2% of the test articles, in half
+a minute of CPU time.
 """
 
 from lm.config import to_config_dict

@@ -7,8 +7,8 @@ that were learned without labels and go on learning here (non-static).
     python -m tools.train_tokenizer --source=tfds:imdb --kind=words \\
         --normalization=nfkc_cf --vocab-size=20000 --output=data/tokenizers/imdb_words
     python -m lm.train --config=configs/word2vec_wiki.py --workdir=runs/word2vec_imdb \\
-        --config.data.sources=tfds:imdb --config.data.tokenizer=data/tokenizers/imdb_words \\
-        --config.model.vocab_size=20000 --config.num_train_steps=650
+        --config.data.sources=tfds:imdb --config.model.vocab_size=20000 \\
+        --config.data.tokenizer=data/tokenizers/imdb_words --config.num_train_steps=650
     python -m lm.train --config=configs/imdb_textcnn.py --workdir=runs/imdb_textcnn \\
         --config.model.embedding_from=runs/word2vec_imdb
     python -m lm.evaluate --workdir=runs/imdb_textcnn --split=test
