@@ -11,7 +11,11 @@ that were learned without labels and go on learning here (non-static).
         --config.data.tokenizer=data/tokenizers/imdb_words --config.num_train_steps=650
     python -m lm.train --config=configs/imdb_textcnn.py --workdir=runs/imdb_textcnn \\
         --config.model.embedding_from=runs/word2vec_imdb
-    python -m lm.evaluate --workdir=runs/imdb_textcnn --split=test
+    python -m lm.evaluate --workdir=runs/imdb_textcnn --split=test \\
+        --step=best
+
+Expected: 90.4% of the validation reviews right and 89.8% of the test reviews, in 3
+minutes of CPU time, of which two epochs do the most; the vectors take 2 minutes.
 """
 
 from lm.config import to_config_dict
