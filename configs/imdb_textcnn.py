@@ -15,7 +15,7 @@ that were learned without labels and go on learning here (non-static).
         --step=best
 
 Expected: 90.4% of the validation reviews right and 89.8% of the test reviews, in 3
-minutes of CPU time, of which two epochs do the most; the vectors take 2 minutes.
+minutes of CPU time; the vectors take 2 more.
 """
 
 from lm.config import to_config_dict
