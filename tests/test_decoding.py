@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 from lm import decoding, tree
 from lm.decoding import Config, Vocabulary
 from lm.models import MODELS, build_model
+from lm.nn.base import replace_known
 from lm.types import UserError
 
 V, N = 23, 12
@@ -25,6 +26,7 @@ OPTIONS = {
     "rotary": ("gpt", {"position_encoding": "rotary", "window": 4}),
     "relative": ("gpt", {"position_encoding": "relative"}),
     "t5": ("t5", {}),
+    "gated_cnn": ("gated_cnn", {"width": 3, "dilations": (1, 3)}),
 }
 with_options = pytest.mark.parametrize("name", OPTIONS)
 
@@ -34,9 +36,8 @@ def make(name="learned", vocab_size=V):
     kind, options = OPTIONS[name]
     sizes = {"emb_dim": 16, "num_layers": 2, "num_heads": 4, "max_len": 32}
     # With tied embeddings an untrained model repeats what it read.
-    config = MODELS[kind][0](
-        vocab_size=vocab_size, tie_embeddings=False, **sizes, **options
-    )
+    sizes |= {"vocab_size": vocab_size, "tie_embeddings": False}
+    config = replace_known(MODELS[kind][0](), **(sizes | options))
     model = build_model(config)
     ids = jnp.zeros((1, 8), jnp.int32)
     batch = {"inputs": ids, "encoder_inputs": ids}

@@ -18,9 +18,15 @@ def in_out_axes(name: str) -> tuple[Axes, Axes]:
     ((-3, -2), (-1,))
     >>> in_out_axes("decoder/layers/mlp/wi/kernel")  # [L, D, F]
     ((-2,), (-1,))
+    >>> in_out_axes("layers_0/conv/kernel")  # [W, D, 2, F]
+    ((-4, -3), (-2, -1))
+    >>> in_out_axes("conv_3/kernel")  # [W, D, F]
+    ((-3, -2), (-1,))
     """
     if re.search(r"(^|/)(query|key|value)/kernel$", name):
         return (-3,), (-2, -1)
-    if re.search(r"(^|/)out/kernel$", name):
+    if re.search(r"(^|/)conv/kernel$", name):
+        return (-4, -3), (-2, -1)
+    if re.search(r"(^|/)(out|conv_\d+)/kernel$", name):
         return (-3, -2), (-1,)
     return (-2,), (-1,)

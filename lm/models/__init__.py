@@ -7,7 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from lm.models import bert, glove, gpt, t5, word2vec
+from lm.models import bert, feed_forward, gated_cnn, glove, gpt, t5, textcnn, word2vec
 
 # name -> (config dataclass, Linen module). A new model adds its row here.
 MODELS: dict[str, tuple[type, Any]] = {
@@ -16,6 +16,9 @@ MODELS: dict[str, tuple[type, Any]] = {
     "t5": (t5.Config, t5.Model),
     "glove": (glove.Config, glove.Model),
     "word2vec": (word2vec.Config, word2vec.Model),
+    "feed_forward": (feed_forward.Config, feed_forward.Model),
+    "textcnn": (textcnn.Config, textcnn.Model),
+    "gated_cnn": (gated_cnn.Config, gated_cnn.Model),
 }
 
 

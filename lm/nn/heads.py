@@ -54,9 +54,10 @@ class PooledHead(nn.Module):
         num_outputs: C.
         pooling: As in `pool`.
         dropout_rate: Of the pooled vector.
-        activation: Of a layer between, of D units, one of `ACTIVATIONS`; `none` means
-            that there is no such layer.
+        activation: Of the layers between, of D units, one of `ACTIVATIONS`; `none`
+            means that there are no such layers.
         use_bias: Whether the outputs have one.
+        num_layers: How many are between.
     """
 
     backbone: Any
@@ -65,6 +66,7 @@ class PooledHead(nn.Module):
     dropout_rate: float = 0.0
     activation: str = "none"
     use_bias: bool = True
+    num_layers: int = 1
 
     @nn.compact
     def __call__(self, batch: Batch, deterministic: bool = True) -> Array:
@@ -74,10 +76,12 @@ class PooledHead(nn.Module):
         pooled = pool(hidden.astype(jnp.float32), segments, self.pooling)
         if self.activation != "none":
             D, stddev = pooled.shape[-1], self.backbone.config.init_stddev
-            dense = Einsum((D,), (D,), ("embed", None), True, stddev, name="dense")
             # The table of all models, in which an export has its own.
             activate = {**layers.ACTIVATIONS, "tanh": jnp.tanh}[self.activation]
-            pooled = activate(dense(pooled))
+            for i in range(self.num_layers):
+                name = f"dense_{i}" if i else "dense"
+                dense = Einsum((D,), (D,), ("embed", None), True, stddev, name=name)
+                pooled = activate(dense(pooled))
         return _outputs(self, pooled, deterministic, self.use_bias)
 
 

@@ -52,6 +52,7 @@ class Config:
         pooling: As in `lm.nn.heads.pool`.
         hidden: The activation of a layer between the pooled states and the outputs:
             `tanh`, `relu`, `gelu`; or `none`.
+        hidden_layers: How many such layers there are.
         head_bias: Whether the outputs have a bias, as all but the decoders' of
             transformers have.
         dropout_rate: Of the pooled states.
@@ -73,6 +74,7 @@ class Config:
     thresholds: tuple[float, ...] = ()
     pooling: str = "first"
     hidden: str = "none"
+    hidden_layers: int = 1
     head_bias: bool = True
     dropout_rate: float = 0.0
     token_dropout_rate: float = 0.0
@@ -87,6 +89,7 @@ class Config:
         check_choice("task.class_weights", self.class_weights, labels_lib.CLASS_WEIGHTS)
         check_choice("task.long_texts", self.long_texts, ("cut", "refuse"))
         check_range("task.length", self.length, 3)
+        check_range("task.hidden_layers", self.hidden_layers, 1)
         check_range("task.dropout_rate", self.dropout_rate, 0, 1)
         check_range("task.token_dropout_rate", self.token_dropout_rate, 0, 1)
         check_range("task.label_smoothing", self.label_smoothing, 0, 1)
@@ -176,6 +179,7 @@ class Classify(Predictive):
             self.config.dropout_rate,
             self.config.hidden,
             self.config.head_bias,
+            self.config.hidden_layers,
         )
 
     def encode(

@@ -57,7 +57,9 @@ def step_flops(
         if name == "embedder/token/embedding":
             is_output = config.tie_embeddings and not has_head
             return 6.0 * leaf.size * predicted * is_output
-        if name.startswith(("head", "dense", "transform")):
+        if name.startswith("dense"):  # of a row's pooled states
+            met = rows
+        elif name.startswith(("head", "transform")):
             met = predicted
         elif sources and re.search(r"^encoder|cross_attention/(key|value)", name):
             met = sources

@@ -16,7 +16,7 @@ from lm import sharding
 from lm.completion import Completer, Writer
 from lm.data.pipeline import DataConfig
 from lm.decoding import Config as DecodingConfig
-from lm.models import bert, gpt, t5
+from lm.models import bert, gpt, t5, textcnn
 from lm.tasks import (
     causal_lm,
     chat,
@@ -223,6 +223,17 @@ def test_what_ranks_ranks_as_jax_does(folder, tmp_path, kind, format, score):
     result = run(workdir, f"--format={format}", f"--output={tmp_path / 'made'}")
     assert result["agreement"] == 1.0 and result["max_error"] <= 1e-4
     assert result["score"] == score and result["after"] == result["before"]
+
+
+def test_filters_are_quantised(folder, tmp_path):
+    sizes = {"vocab_size": 2000, "emb_dim": 64, "max_len": 64}
+    model = textcnn.Config(**sizes, num_filters=64, init_stddev=0.2)
+    task = classify.Config(length=64, pooling="max")
+    workdir = trained(folder, "filters", "wordpiece", task, 60, model)
+    result = run(workdir, "--quantize=int8", f"--output={tmp_path / 'made'}")
+    assert result["before"] > 0.9 and result["after"] >= result["before"] - 0.005
+    size = (tmp_path / "made/model.tflite").stat().st_size
+    assert size < 0.26 * num_bytes(workdir) + 20_000
 
 
 def test_a_bundle_writes_as_jax_does(writer, tmp_path):

@@ -15,7 +15,8 @@ import onnx
 import pytest
 
 from lm.data.pipeline import DataConfig
-from lm.models import bert, gpt, t5
+from lm.models import bert, feed_forward, gated_cnn, gpt, t5, textcnn
+from lm.nn.base import replace_known
 from lm.tasks import (
     answer,
     build_task,
@@ -47,7 +48,7 @@ PLAIN, INT8 = Namespace(quantize="none"), Namespace(quantize="int8")
 
 def small(kind, **options):
     sizes = {"vocab_size": V, "num_layers": 1, "emb_dim": 16, "num_heads": 2}
-    return kind(**(sizes | {"max_len": 48} | options))
+    return replace_known(kind(), **(sizes | {"max_len": 48} | options))
 
 
 def classifier(**options):
@@ -86,6 +87,15 @@ ENCODERS = {
             qk_norm=True,
         ),
         answer.Config(length=24, stride=4, max_question_tokens=8, max_answer_tokens=4),
+    ),
+    "textcnn": (small(textcnn.Config, num_filters=8), classifier(pooling="max")),
+    "gated_cnn": (
+        small(gated_cnn.Config, num_layers=2, dilations=(1, 2)),
+        classifier(pooling="last"),
+    ),
+    "mean": (
+        small(feed_forward.Config),
+        classifier(pooling="mean", hidden="relu", hidden_layers=2),
     ),
     "dual": (
         small(bert.Config),

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from lm.data.pipeline import DataConfig
-from lm.models import bert, gpt, t5
+from lm.models import bert, gated_cnn, gpt, t5, textcnn
+from lm.nn.base import replace_known
 from lm.tasks import causal_lm, masked_lm, span_corruption
 from lm.text import tokenizers
 from lm.train.config import Config
@@ -19,6 +20,14 @@ KINDS = {
     "t5": (
         t5.Config(**SMALL),
         span_corruption.Config(length=32, targets_length=16),
+    ),
+    "textcnn": (
+        replace_known(textcnn.Config(num_filters=8), **SMALL),
+        masked_lm.Config(length=32),
+    ),
+    "gated_cnn": (
+        replace_known(gated_cnn.Config(width=3), **(SMALL | {"num_layers": 3})),
+        causal_lm.Config(length=32),
     ),
 }
 

@@ -400,6 +400,17 @@ def _slice(b: Builder, equation: Any, x: Value) -> Value:
     return _out(equation, made)
 
 
+def _pad(b: Builder, equation: Any, x: Value, filling: Value) -> Value:
+    (x,) = _fully(b, equation, [x, filling])[:1]
+    before, behind, between = zip(*equation.params["padding_config"])
+    if any(between) or min(before + behind) < 0:
+        raise UserError("ONNX export pads at the ends of an axis only")
+    axes = [i for i, ends in enumerate(zip(before, behind)) if any(ends)]
+    sizes = [ends[i] for ends in (before, behind) for i in axes]
+    made = b.add("Pad", x, sizes, filling, axes) if axes else b.name(x)
+    return _out(equation, made)
+
+
 def _concatenate(b: Builder, equation: Any, *values: Value) -> Value:
     values = tuple(_fully(b, equation, values))
     return _out(equation, b.add("Concat", *values, axis=equation.params["dimension"]))
@@ -555,6 +566,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "dynamic_slice": _dynamic_slice,
     "dynamic_update_slice": _update,
     "gather": _gather,
+    "pad": _pad,
     "reduce_max": _reduce("ReduceMax"),
     "reduce_min": _reduce("ReduceMin"),
     "reduce_or": _reduce("ReduceMax"),

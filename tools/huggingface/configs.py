@@ -187,7 +187,7 @@ def _ends(task: Any, other: Any = None) -> str:
     """Returns what a class of theirs decides of a task, of the task or of another."""
     names: tuple[str, ...] = ()
     if isinstance(task, classify.Config):
-        names = ("pooling", "hidden", "head_bias")
+        names = ("pooling", "hidden", "hidden_layers", "head_bias")
     elif isinstance(task, rank.Config):
         # Whatever else pools states is said beside the model.
         names = ("kind", "pooling") if task.pooling == "attention" else ("kind",)
