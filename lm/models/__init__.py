@@ -7,13 +7,16 @@ from typing import Any
 
 import flax.linen as nn
 
-from lm.models import bert, gpt, t5
+from lm.models import bert, birnn, gpt, rnn, seq2seq, t5
 
 # name -> (config dataclass, Linen module). A new model adds its row here.
 MODELS: dict[str, tuple[type, Any]] = {
     "gpt": (gpt.Config, gpt.Model),
     "bert": (bert.Config, bert.Model),
     "t5": (t5.Config, t5.Model),
+    "rnn": (rnn.Config, rnn.Model),
+    "birnn": (birnn.Config, birnn.Model),
+    "seq2seq": (seq2seq.Config, seq2seq.Model),
 }
 
 

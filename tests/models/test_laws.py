@@ -92,7 +92,19 @@ OPTIONS = {
     },
 }
 # Of the other models: name -> what its options are called -> they.
-OTHERS: dict[str, dict[str, dict]] = {}
+RECURRENT = {
+    "lstm": {"num_layers": 2, "layer_norm": True},
+    "gru": {"cell": "gru", "hidden_dim": 12},
+    "rnn": {"cell": "rnn", "tie_embeddings": False, "num_layers": 2, "hidden_dim": 8},
+}
+OTHERS: dict[str, dict[str, dict]] = {
+    "rnn": RECURRENT,
+    "birnn": RECURRENT,
+    "seq2seq": {
+        **RECURRENT,
+        "narrow": {"attention_dim": 6, "init_stddev": 0.2},
+    },
+}
 
 
 def with_cases(*architectures):
