@@ -63,16 +63,11 @@ class Chains:
         """Returns p(y_t) [B, T, C] of each wanted token alone: forward and backward."""
         forward, _ = self._forward(jax.nn.logsumexp)
         mirrored = dataclasses.replace(
-            self,
-            unary=jnp.flip(self.unary, 1),
-            transitions=self.transitions.T,
-            begin=self.end,
-            end=self.begin,
-            documents=jnp.flip(self.documents, 1),
+            self, transitions=self.transitions.T, begin=self.end, end=self.begin
         )
-        backward, _ = mirrored._forward(jax.nn.logsumexp)
+        backward, _ = mirrored._forward(jax.nn.logsumexp, reverse=True)
         # Both have what the token itself says.
-        return jax.nn.softmax(forward + jnp.flip(backward, 1) - self.unary)
+        return jax.nn.softmax(forward + backward - self.unary)
 
     def best(self) -> Array:
         """Returns the likeliest tags [B, T]: Viterbi (1967).
@@ -98,8 +93,8 @@ class Chains:
         _, chosen = jax.lax.scan(step, none, xs, reverse=True)
         return chosen.T
 
-    def _forward(self, reduce: Reduce) -> tuple[Array, Array]:
-        """Reduces over all tags of the tokens before.
+    def _forward(self, reduce: Reduce, reverse: bool = False) -> tuple[Array, Array]:
+        """Reduces over all tags of the tokens before; in `reverse`, of those behind.
 
         Returns:
             For each wanted token and tag, over all ways to there, [B, T, C]; and over
@@ -127,6 +122,8 @@ class Chains:
         rows = jnp.zeros_like(self.documents[:, :1])
         none = (jnp.zeros((B, C)), rows, jnp.zeros((B, 1)))
         xs = (self.unary.swapaxes(0, 1), self.documents.T[:, :, None])
-        (scores, document, total), all_scores = jax.lax.scan(step, none, xs)
+        (scores, document, total), all_scores = jax.lax.scan(
+            step, none, xs, reverse=reverse
+        )
         total += close(scores, document)
         return all_scores.swapaxes(0, 1), total[:, 0]
