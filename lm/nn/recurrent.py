@@ -143,7 +143,8 @@ def document_starts(batch: Batch, prefix: str = "") -> Array | None:
     segments = batch.get(f"{prefix}segment_ids")
     if segments is None:
         return None if positions is None else positions == 0
-    before = jnp.pad(segments[:, :-1], ((0, 0), (1, 0)))
+    none = jnp.zeros_like(segments[:, :1])
+    before = jnp.concatenate([none, segments[:, :-1]], axis=1)
     starts = segments != before
     return starts if positions is None else starts | (positions == 0)
 
@@ -281,7 +282,7 @@ class Layer(nn.Module):
             return y, after
         ends = starts
         if starts is not None:  # backwards a document begins where it ends
-            ends = jnp.pad(starts[1:], ((0, 1), (0, 0), (0, 0)), constant_values=True)
+            ends = jnp.concatenate([starts[1:], jnp.ones_like(starts[:1])])
         backward = Direction(self.config, reverse=True, name="backward")
         zeros = jax.tree.map(jnp.zeros_like, state)
         z, _ = backward(x, zeros, ends, real, deterministic)
