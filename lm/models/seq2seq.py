@@ -113,7 +113,7 @@ class Model(nn.Module):
         config = self.config
         self.embedder = TokenEmbedder(config)
         self.encoder = Stack(config, both=True)
-        self.attention = Attention(config)
+        self.cross_attention = Attention(config)
         self.decoder = Stack(config)
         says = config.units if config.num_layers > 1 else 3 * config.units
         self.transform = Einsum(
@@ -183,7 +183,7 @@ class Model(nn.Module):
         x = self.embedder.token(inputs)
         states, _ = self.encoder(x, starts, deterministic)
         documents = batch.get("encoder_segment_ids", jnp.ones_like(inputs))
-        return self.attention(states, documents)
+        return self.cross_attention(states, documents)
 
     def _decode(
         self,
@@ -197,7 +197,7 @@ class Model(nn.Module):
     ) -> tuple[Output, State]:
         """Reads tokens [B, T] of these documents; as `Stack`."""
         x = self.embedder.token(inputs)
-        reads = self.attention.reads(memory, documents)
+        reads = self.cross_attention.reads(memory, documents)
         hidden, state = self.decoder(x, starts, deterministic, state, real, reads)
         both = jnp.concatenate([hidden, x.astype(hidden.dtype)], axis=-1)
         states = jnp.tanh(self.transform(both))
