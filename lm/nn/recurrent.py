@@ -206,8 +206,16 @@ class Direction(nn.Module):
             config.dtype,
             name="input",
         )(x).astype(jnp.float32)
-        init = nn.initializers.truncated_normal(config.init_stddev or R**-0.5)
-        kernel = declare(self, "kernel", init, axes, (R, size)).astype(config.dtype)
+        inputs = constrain(inputs, "length", "batch", None)
+
+        def declare_kernel(name: str, fan_in: int) -> Array:
+            stddev = config.init_stddev or fan_in**-0.5
+            init = nn.initializers.truncated_normal(stddev)
+            kernel = declare(self, name, init, axes, (fan_in, size))
+            # Devices collect it once, not at every token.
+            return constrain(kernel.astype(config.dtype), None, None)
+
+        kernel = declare_kernel("kernel", R)
         kept, norms = None, [lambda u: u, lambda c: c]
         if config.recurrent_dropout_rate and not deterministic:
             ones = jnp.ones((x.shape[1], R))
@@ -220,12 +228,7 @@ class Direction(nn.Module):
             norms[1] = self._norm("memory_scale", R)
 
         if reads is not None:
-            shape = (reads.size, size)
-            init = nn.initializers.truncated_normal(
-                config.init_stddev or reads.size**-0.5
-            )
-            of_read = declare(self, "read_kernel", init, axes, shape)
-            of_read = of_read.astype(config.dtype)
+            of_read = declare_kernel("read_kernel", reads.size)
 
         def step(state: State, now: Any) -> tuple[State, Array]:
             inputs, start, is_real, about = now

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lm.data.pipeline import DataConfig
-from lm.models import bert, gpt, t5
+from lm.models import bert, birnn, gpt, rnn, seq2seq, t5
 from lm.tasks import causal_lm, masked_lm, span_corruption
 from lm.text import tokenizers
 from lm.train.config import Config
@@ -12,12 +12,20 @@ from lm.train.optim import OptimConfig
 
 SMALL = {"vocab_size": 280, "emb_dim": 16, "num_layers": 2, "num_heads": 2}
 SMALL |= {"max_len": 32, "dropout_rate": 0.1, "attention_dropout_rate": 0.1}
+RECURRENT = {"vocab_size": 280, "emb_dim": 16, "max_len": 32, "dropout_rate": 0.1}
+RECURRENT |= {"recurrent_dropout_rate": 0.1, "num_layers": 2}
 
 KINDS = {
     "gpt": (gpt.Config(**SMALL), causal_lm.Config(length=32)),
     "bert": (bert.Config(**SMALL), masked_lm.Config(length=32)),
     "t5": (
         t5.Config(**SMALL),
+        span_corruption.Config(length=32, targets_length=16),
+    ),
+    "rnn": (rnn.Config(**RECURRENT), causal_lm.Config(length=32)),
+    "birnn": (birnn.Config(**RECURRENT), masked_lm.Config(length=32)),
+    "seq2seq": (
+        seq2seq.Config(**RECURRENT),
         span_corruption.Config(length=32, targets_length=16),
     ),
 }
@@ -59,7 +67,7 @@ def make_config(corpus):
 
     def make(kind="gpt", **changes):
         model, task = KINDS[kind]
-        tokenizer = corpus / ("sentinels" if kind == "t5" else "bytes")
+        tokenizer = corpus / ("sentinels" if kind in ("t5", "seq2seq") else "bytes")
         values = {
             "model": model,
             "task": task,
