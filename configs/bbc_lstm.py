@@ -32,6 +32,7 @@ def get_config():
                 hidden_dim=48,
                 max_len=256,
                 dropout_rate=0.2,
+                embed_stddev=0.3,
             ),
             task=classify.Config(
                 length=256, pooling="max", dropout_rate=0.3, token_dropout_rate=0.3
@@ -39,13 +40,13 @@ def get_config():
             data=DataConfig(
                 sources=("tfds:bbc",), tokenizer="data/tokenizers/bbc_5000"
             ),
-            optim=OptimConfig(learning_rate=5e-3),
+            optim=OptimConfig(learning_rate=1e-2),
             eval=EvalConfig(patience=4),
             checkpoint=CheckpointConfig(best_metric="accuracy", best_mode="max"),
             batch_size=32,
-            num_train_steps=400,
+            num_train_steps=500,
             warmup_steps=30,
             eval_every_steps=50,
-            checkpoint_every_steps=400,
+            checkpoint_every_steps=500,
         )
     )
