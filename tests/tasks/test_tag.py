@@ -268,7 +268,7 @@ def test_tags_of_a_field_are_predicted_together():
 def test_a_field_learns_what_follows_what():
     # Words that say nothing: a tag is known by the one before alone.
     texts = [
-        {"text": "x", "words": ["x"] * n, "tags": (["B", "A", "A"] * n)[:n]}
+        {"text": "x", "words": ["x"] * n, "tags": (["B", "A"] * n)[:n]}
         for n in (7, 5, 6)
     ]
     task = make(texts, crf=True)
