@@ -11,7 +11,9 @@ https://arxiv.org/abs/1705.02364, section 3.2): 5,000 pieces x 32, 2 x 48 units.
     python -m lm.evaluate --workdir=runs/bbc_lstm --split=test
     python -m tools.export --workdir=runs/bbc_lstm --quantize=int8
 
-Expected: x
+Expected: 95% of the validation articles right and 91.9% of the 223 test articles, after
+71 seconds of CPU time; it ends early, when it has learned the training articles by
+heart. The TF Lite file has 209 kB and predicts the same class for all test articles.
 """
 
 from lm.config import to_config_dict
