@@ -9,10 +9,10 @@ https://arxiv.org/abs/1611.01462): one layer of 256 units.
     python -m lm.train --config=configs/lstm_kjv.py --workdir=runs/lstm_kjv
     python -m lm.generate --workdir=runs/lstm_kjv --prompt="In the beginning"
 
-Expected: 1.50 bits per character on validation verses (perplexity 40 a token), after 244
-seconds of CPU time, so in at most as many on 2 free cores. As a TF Lite file of 1.1 MB
-(`tools.export --quantize=int8`) it loses nothing: 3.725 nats a token on 20 verses
-before and after, and the likeliest token is right for 31.4% of them.
+Expected: 1.50 bits per character on validation verses (perplexity 40 a token), with 244
+seconds of CPU time. A TF Lite file of 1.1 MB (`tools.export --quantize=int8`) loses
+nothing: 3.725 nats a token on 20 verses before and after, and the likeliest token is
+right for 31.4% of them.
 """
 
 from lm.config import to_config_dict
