@@ -7,7 +7,19 @@ from typing import Any
 
 import flax.linen as nn
 
-from lm.models import bert, feed_forward, gated_cnn, glove, gpt, t5, textcnn, word2vec
+from lm.models import (
+    bert,
+    birnn,
+    feed_forward,
+    gated_cnn,
+    glove,
+    gpt,
+    rnn,
+    seq2seq,
+    t5,
+    textcnn,
+    word2vec,
+)
 
 # name -> (config dataclass, Linen module). A new model adds its row here.
 MODELS: dict[str, tuple[type, Any]] = {
@@ -19,6 +31,9 @@ MODELS: dict[str, tuple[type, Any]] = {
     "feed_forward": (feed_forward.Config, feed_forward.Model),
     "textcnn": (textcnn.Config, textcnn.Model),
     "gated_cnn": (gated_cnn.Config, gated_cnn.Model),
+    "rnn": (rnn.Config, rnn.Model),
+    "birnn": (birnn.Config, birnn.Model),
+    "seq2seq": (seq2seq.Config, seq2seq.Model),
 }
 
 

@@ -20,20 +20,23 @@ class Dropout(nn.Module):
 
     Attributes:
         rate: The share.
+        shared_axis: An axis along which the same numbers are kept; None for none.
     """
 
     rate: float
+    shared_axis: int | None = None
 
     def __call__(self, x: Array, deterministic: bool) -> Array:
         """Maps [...] to [...]; needs a key, `dropout`, unless `deterministic`."""
         if deterministic or not self.rate:
             return x
-        return drop(self.make_rng("dropout"), self.rate, x)
+        return drop(self.make_rng("dropout"), self.rate, x, self.shared_axis)
 
 
-def drop(rng: Array, rate: float, x: Array) -> Array:
+def drop(rng: Array, rate: float, x: Array, shared_axis: int | None = None) -> Array:
     """Returns `x` with each number 0 with probability `rate`, else / (1 - rate)."""
-    kept = _bits(rng, x.shape) >= jnp.uint32(rate * 2**32)
+    shape = [1 if axis == shared_axis else n for axis, n in enumerate(x.shape)]
+    kept = _bits(rng, tuple(shape)) >= jnp.uint32(rate * 2**32)
     return jnp.where(kept, x / (1 - rate), 0)
 
 

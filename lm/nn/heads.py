@@ -10,8 +10,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lm.nn import layers
+from lm.nn.crf import Chains
 from lm.nn.dropout import Dropout
-from lm.nn.layers import Einsum
+from lm.nn.layers import Einsum, declare
 from lm.types import Array, Batch
 
 POOLINGS = ("first", "last", "mean", "max")
@@ -103,6 +104,33 @@ class TokenHead(nn.Module):
         """Maps a batch of the backbone's to outputs [B, T, C], float32."""
         hidden = self.backbone.hidden(batch, deterministic)
         return _outputs(self, hidden.astype(jnp.float32), deterministic)
+
+
+class ChainHead(TokenHead):
+    """Tags that are predicted together: what is for each token, and what follows what.
+
+    Huang et al. (2015), https://arxiv.org/abs/1508.01991. Its own parameters are
+    `head/…`, as those of `TokenHead`, and `transitions`, `begin` and `end`.
+    """
+
+    @nn.compact
+    def __call__(self, batch: Batch, deterministic: bool = True) -> Chains:
+        """Maps a batch to the scores of tags.
+
+        `segment_ids` [B, T] are the documents of tokens, and `loss_mask` [B, T] is 0
+        for those that have no tag; by default all are of one document.
+        """
+        C, zeros = self.num_outputs, nn.initializers.zeros
+        documents = batch.get("segment_ids", jnp.ones_like(batch["inputs"]))
+        if "loss_mask" in batch:
+            documents = jnp.where(batch["loss_mask"] > 0, documents, 0)
+        return Chains(
+            super().__call__(batch, deterministic),
+            declare(self, "transitions", zeros, (None, "outputs"), (C, C)),
+            declare(self, "begin", zeros, ("outputs",), (C,)),
+            declare(self, "end", zeros, ("outputs",), (C,)),
+            documents,
+        )
 
 
 class SpanHead(nn.Module):

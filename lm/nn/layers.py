@@ -126,11 +126,16 @@ class Norm(nn.Module):
             weights = declare(self, name, init, ("norm",), shape)
             return weights.reshape((1,) * (x.ndim - 1) + shape)
 
-        x = x.astype(jnp.float32)
-        if self.kind == "layer":
-            x -= x.mean(axis=-1, keepdims=True)
-        x *= jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + self.eps)
+        x = standardise(x, self.kind, self.eps)
         x *= vector("scale", nn.initializers.constant(1 - self.offset)) + self.offset
         if self.kind == "layer" and self.use_bias:
             x += vector("bias", nn.initializers.zeros)
         return x.astype(self.dtype)
+
+
+def standardise(x: Array, kind: str, eps: float) -> Array:
+    """Returns what a `Norm` multiplies by its scale, float32, of [..., D]."""
+    x = x.astype(jnp.float32)
+    if kind == "layer":
+        x -= x.mean(axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + eps)

@@ -20,7 +20,7 @@ from lm.config import check_choice, check_range
 from lm.data.packing import BucketRows, FitRows, Rows, join
 from lm.data.pipeline import Pieces
 from lm.metrics import Mean, Metrics
-from lm.nn.heads import TokenHead
+from lm.nn.heads import ChainHead, TokenHead
 from lm.tasks import labels as labels_lib
 from lm.tasks import scores, text_scores
 from lm.tasks.base import Predictive, apply, marked, sides
@@ -52,6 +52,8 @@ class Config:
         dropout_rate: Of the states.
         class_weights: `none`, or `balanced`: tags weigh the same in total.
         label_smoothing: Share of the target that all tags divide between them.
+        crf: Whether the tags of a text are predicted together, by a conditional random
+            field (Lafferty et al. 2001), of which the likeliest are taken (Viterbi).
     """
 
     name: str = "tag"
@@ -65,6 +67,7 @@ class Config:
     dropout_rate: float = 0.0
     class_weights: str = "none"
     label_smoothing: float = 0.0
+    crf: bool = False
 
     def __post_init__(self):
         check_choice("task.scheme", self.scheme, tuple(SCHEMES))
@@ -73,6 +76,11 @@ class Config:
         check_range("task.length", self.length, 3)
         check_range("task.dropout_rate", self.dropout_rate, 0, 1)
         check_range("task.label_smoothing", self.label_smoothing, 0, 1)
+        if self.crf and (self.label_smoothing or self.class_weights != "none"):
+            raise UserError(
+                "task.label_smoothing and task.class_weights are of each word alone; "
+                "leave them out or set task.crf=False"
+            )
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,8 @@ class Tag(Predictive):
 
     def build_model(self, config: Any) -> nn.Module:
         """See `Task`."""
-        return TokenHead(
+        head = ChainHead if self.config.crf else TokenHead
+        return head(
             super().build_model(config),
             len(self.config.labels),
             self.config.dropout_rate,
@@ -243,6 +252,14 @@ class Tag(Predictive):
         config, targets = self.config, batch["targets"]
         logits = apply(model, params, batch, rng)
         mask = batch["loss_mask"] * batch["example_mask"][:, None]
+        if config.crf:
+            log_likelihood = logits.log_likelihood(targets)
+            total = -(batch["example_mask"] * log_likelihood).sum()
+            right = logits.best() == targets
+            return total, {
+                "loss": Mean(total, mask.sum()),
+                "accuracy": Mean((mask * right).sum(), mask.sum()),
+            }
         weights = mask
         if config.class_weights == "balanced":
             weights *= jnp.asarray(labels_lib.balanced(config.counts))[targets]
@@ -259,11 +276,20 @@ class Tag(Predictive):
 
     def predict(self, model: nn.Module, params: Params, batch: Batch) -> Batch:
         """Returns `label` (or -1) and its `probability` [B, T] of each token."""
-        probabilities = jax.nn.softmax(apply(model, params, batch, None))
+        outputs = apply(model, params, batch, None)
+        if self.config.crf:
+            label, probabilities = outputs.best(), outputs.marginals()
+            chosen = jax.nn.one_hot(label, probabilities.shape[-1])
+            probability = (chosen * probabilities).sum(axis=-1)
+        else:
+            probabilities = jax.nn.softmax(outputs)
+            label, probability = (
+                f(probabilities, axis=-1) for f in (jnp.argmax, jnp.max)
+            )
         wanted = batch["loss_mask"] > 0
         return {
-            "label": jnp.where(wanted, probabilities.argmax(axis=-1), -1),
-            "probability": jnp.where(wanted, probabilities.max(axis=-1), 0),
+            "label": jnp.where(wanted, label, -1),
+            "probability": jnp.where(wanted, probability, 0),
         }
 
     def decode(

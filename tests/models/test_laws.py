@@ -91,6 +91,11 @@ OPTIONS = {
         "norm_position": "post",
     },
 }
+RECURRENT = {
+    "lstm": {"num_layers": 2, "layer_norm": True},
+    "gru": {"cell": "gru", "hidden_dim": 12},
+    "rnn": {"cell": "rnn", "tie_embeddings": False, "num_layers": 2, "hidden_dim": 8},
+}
 # Of the other models: name -> what its options are called -> they.
 OTHERS: dict[str, dict[str, dict]] = {
     "glove": {"plain": {}},
@@ -103,6 +108,12 @@ OTHERS: dict[str, dict[str, dict]] = {
     "gated_cnn": {
         "dense": {"num_layers": 3, "width": 3},
         "dilated": {"num_layers": 4, "width": 2, "dilations": (1, 2, 4)},
+    },
+    "rnn": RECURRENT,
+    "birnn": RECURRENT,
+    "seq2seq": {
+        **RECURRENT,
+        "narrow": {"attention_dim": 6, "init_stddev": 0.2},
     },
 }
 

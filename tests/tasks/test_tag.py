@@ -1,5 +1,7 @@
 """Words and tags: pieces, windows, packing, schemes and odd inputs."""
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from lm.data.files import Row
 from lm.data.pipeline import one_pass
-from lm.models import bert
+from lm.models import bert, birnn
 from lm.tasks.tag import Config, Tag, scored, windows
 from lm.text import tokenizers
 from lm.types import UserError
@@ -24,6 +26,7 @@ MODEL = bert.Config(
     max_len=32,
     position_encoding="rotary",
 )
+BIRNN = birnn.Config(vocab_size=280, emb_dim=8, max_len=32)
 TEXTS = [
     {"text": "the cat sat", "words": ["the", "cat", "sat"], "tags": ["D", "N", "V"]},
     {"text": "cats", "words": ["cats"], "tags": ["N"]},
@@ -63,8 +66,8 @@ def batches_of(task, documents, train, batch_size=4):
     return batches, [batches.batch(i) for i in range(batches.num_batches)]
 
 
-def init(task):
-    model = task.build_model(MODEL)
+def init(task, config=MODEL):
+    model = task.build_model(config)
     _, (batch,) = batches_of(task, task.encode_inputs([{"text": "x"}]), False)
     params = nn.unbox(jax.jit(model.init)(jax.random.key(0), batch)["params"])
     noise = np.random.default_rng(0)
@@ -187,9 +190,11 @@ def test_each_token_is_scored_in_one_window(sizes, length):
     assert all((times == 1).all() for times in found)
 
 
-def test_packed_texts_do_not_see_each_other():
-    task = make()
-    model, params = init(task)
+@pytest.mark.parametrize("config", [MODEL, BIRNN], ids=["bert", "birnn"])
+@pytest.mark.parametrize("crf", [False, True])
+def test_packed_texts_do_not_see_each_other(config, crf):
+    task = make(crf=crf)
+    model, params = init(task, config)
     _, packed = batches_of(task, task.encode(TEXTS), True)
     assert len(packed) == 1 and packed[0]["segment_ids"].max() > 1
     together, weight = total(task, model, params, TEXTS, True)
@@ -225,6 +230,62 @@ def test_a_prediction_is_the_likeliest_tag():
     nats = -jax.nn.log_softmax(logits)[1]
     objective, _ = total(task, model, params, TEXTS[1:2], False)
     np.testing.assert_allclose(objective, nats, rtol=1e-5)
+
+
+def test_tags_of_a_field_are_predicted_together():
+    task = make(crf=True)
+    model, params = init(task)
+    (text,) = [TEXTS[0]]
+    (batch,) = batches_of(task, task.encode([text]), False)[1]
+    chains = model.apply({"params": params}, batch)
+    # What each word says, and what follows what, in the order of D, N, V.
+    unary = np.asarray(chains.unary[0])[batch["loss_mask"][0] > 0]
+    begin, end = np.asarray(chains.begin), np.asarray(chains.end)
+    between = np.asarray(chains.transitions)
+    scores = {
+        way: begin[way[0]]
+        + sum(unary[place, tag] for place, tag in enumerate(way))
+        + between[way[0], way[1]]
+        + between[way[1], way[2]]
+        + end[way[2]]
+        for way in itertools.product(range(3), repeat=3)
+    }
+    weights = {way: np.exp(score) for way, score in scores.items()}
+    all_ways, best = sum(weights.values()), max(scores, key=lambda way: scores[way])
+    objective, metrics = task.loss(model, params, batch, None)
+    np.testing.assert_allclose(objective, np.log(all_ways) - scores[0, 1, 2], rtol=1e-5)
+    assert metrics["loss"].weight == 3
+    assert metrics["accuracy"].total == sum(np.array(best) == [0, 1, 2])
+    (prediction,) = predict(task, model, params, [text])
+    assert prediction["tags"] == ["DNV"[tag] for tag in best]
+    shares = [
+        sum(w for way, w in weights.items() if way[place] == tag) / all_ways
+        for place, tag in enumerate(best)
+    ]
+    np.testing.assert_allclose(prediction["probabilities"], shares, rtol=1e-4)
+
+
+def test_a_field_learns_what_follows_what():
+    # Words that say nothing: a tag is known by the one before alone.
+    texts = [
+        {"text": "x", "words": ["x"] * n, "tags": (["B", "A"] * n)[:n]}
+        for n in (7, 5, 6)
+    ]
+    task = make(texts, crf=True)
+    model, params = init(task)
+    batches = batches_of(task, task.encode(texts), False)[1]
+
+    def loss(crf):
+        given = params | crf
+        return sum(task.loss(model, given, batch, None)[0] for batch in batches)
+
+    crf = {name: params[name] for name in ("transitions", "begin", "end")}
+    step = jax.jit(jax.value_and_grad(loss))
+    before, gradient = step(crf)
+    for _ in range(100):
+        crf = jax.tree.map(lambda p, g: p - 0.1 * g, crf, gradient)
+        after, gradient = step(crf)
+    assert after < 0.5 * before
 
 
 def test_balanced_tags_weigh_the_same():
@@ -316,6 +377,8 @@ def test_what_decides_the_columns_is_in_the_encoding():
         ({"separator": ","}, "unknown task.separator ','"),
         ({"length": 2}, "task.length must be at least 3"),
         ({"class_weights": "x"}, "unknown task.class_weights"),
+        ({"crf": True, "label_smoothing": 0.1}, "or set task.crf=False"),
+        ({"crf": True, "class_weights": "balanced"}, "or set task.crf=False"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(options, message):

@@ -16,7 +16,7 @@ from lm import sharding
 from lm.completion import Completer, Writer
 from lm.data.pipeline import DataConfig
 from lm.decoding import Config as DecodingConfig
-from lm.models import bert, gpt, t5, textcnn
+from lm.models import bert, birnn, gpt, rnn, seq2seq, t5, textcnn
 from lm.tasks import (
     causal_lm,
     chat,
@@ -45,6 +45,10 @@ SMALL = {"num_layers": 1, "emb_dim": 32, "num_heads": 2, "max_len": 64}
 BERT = bert.Config(vocab_size=304, norm_position="pre", **SMALL)
 GPT = gpt.Config(vocab_size=304, **SMALL)
 T5 = t5.Config(vocab_size=304, **SMALL)
+RECURRENT = {"vocab_size": 304, "emb_dim": 32, "max_len": 64}
+BIRNN = birnn.Config(**RECURRENT)
+RNN = rnn.Config(num_layers=2, **RECURRENT)
+SEQ2SEQ = seq2seq.Config(cell="gru", **RECURRENT)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +103,12 @@ def workdir(folder):
     return trained(folder, "one", "wordpiece", task, 60, num_layers=2)
 
 
+@pytest.fixture(scope="module")
+def recurrent(folder):
+    task = classify.Config(length=64, pooling="max")
+    return trained(folder, "recurrent", "wordpiece", task, 60, BIRNN)
+
+
 WRITERS = {
     "causal_lm": (GPT, causal_lm.Config(length=48)),
     "chat": (
@@ -116,6 +126,8 @@ WRITERS = {
         text_to_text.Config(length=40, targets_length=16, architecture="prefix_lm"),
     ),
     "text_to_text": (T5, text_to_text.Config(length=40, targets_length=16)),
+    "rnn": (RNN, causal_lm.Config(length=48)),
+    "seq2seq": (SEQ2SEQ, text_to_text.Config(length=40, targets_length=16)),
     "span_corruption": (T5, span_corruption.Config(length=32, targets_length=12)),
 }
 
@@ -209,6 +221,21 @@ def test_every_way_predicts_as_jax_does(workdir, tmp_path, flags):
     assert ("text_in" in result) == (flags == ("--format=saved_model",))
 
 
+@pytest.mark.parametrize("format", ["tflite", "saved_model"])
+def test_what_is_read_token_by_token_predicts_as_jax_does(recurrent, tmp_path, format):
+    flags = f"--format={format}", f"--output={tmp_path / 'made'}"
+    result = run(recurrent, *flags, "--max-len=32,64")
+    assert result["agreement"] == 1.0 and result["max_error"] <= 1e-4
+
+
+def test_loops_of_a_file_are_quantised(recurrent, tmp_path):
+    result = run(recurrent, "--quantize=int8", f"--output={tmp_path / 'made'}")
+    assert result["after"] >= result["before"] - 0.005
+    size = (tmp_path / "made" / "model.tflite").stat().st_size
+    # Unrolled, the graph alone would be several times as large.
+    assert size < 0.26 * num_bytes(recurrent) + 30_000
+
+
 @pytest.mark.parametrize(
     "kind, format, score",
     [
@@ -254,7 +281,7 @@ def test_a_writer_writes_as_jax_does(writer, tmp_path, name):
     loaded = workdir_lib.load(writer(name))
     texts = ["red sea", "cold <extra_id_0> sea", *ODD[:4]]
     call = "model.predict(**fields)"
-    if name in ("causal_lm", "span_corruption"):
+    if name in ("causal_lm", "rnn", "span_corruption"):
         call = "{'prediction': model.generate(fields['text'], 12)}"
         config = DecodingConfig(max_new_tokens=12, temperature=0.0)
         complete = Completer(loaded.model, loaded.params, loaded.tokenizer, config)

@@ -337,3 +337,16 @@ def test_what_the_runtime_would_not_do_is_refused(
         write(tmp_path, dataclasses.replace(built, prefix_lm=both_ways), loaded)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_keys_and_values_is_refused(built, writer, tmp_path):
+    signatures = tuple(
+        dataclasses.replace(
+            signature,
+            inputs={k: v for k, v in signature.inputs.items() if "kv_cache" not in k},
+        )
+        for signature in built.signatures
+    )
+    loaded = loaded_of(causal_lm.Config(length=S), writer.tokenizer, writer.params)
+    with pytest.raises(UserError, match="runs transformers, and gpt is none; choose"):
+        write(tmp_path, dataclasses.replace(built, signatures=signatures), loaded)

@@ -15,7 +15,17 @@ import onnx
 import pytest
 
 from lm.data.pipeline import DataConfig
-from lm.models import bert, feed_forward, gated_cnn, gpt, t5, textcnn
+from lm.models import (
+    bert,
+    birnn,
+    feed_forward,
+    gated_cnn,
+    gpt,
+    rnn,
+    seq2seq,
+    t5,
+    textcnn,
+)
 from lm.nn.base import replace_known
 from lm.tasks import (
     answer,
@@ -49,6 +59,11 @@ PLAIN, INT8 = Namespace(quantize="none"), Namespace(quantize="int8")
 def small(kind, **options):
     sizes = {"vocab_size": V, "num_layers": 1, "emb_dim": 16, "num_heads": 2}
     return replace_known(kind(), **(sizes | {"max_len": 48} | options))
+
+
+def recurrent(kind, **options):
+    sizes = {"vocab_size": V, "emb_dim": 16, "max_len": 48}
+    return kind.Config(**(sizes | options))
 
 
 def classifier(**options):
@@ -97,6 +112,14 @@ ENCODERS = {
         small(feed_forward.Config),
         classifier(pooling="mean", hidden="relu", hidden_layers=2),
     ),
+    "lstm": (
+        recurrent(birnn, num_layers=2, layer_norm=True),
+        classifier(pooling="max"),
+    ),
+    "crf": (
+        recurrent(birnn, cell="gru"),
+        tag.Config(length=24, labels=LABELS, crf=True),
+    ),
     "dual": (
         small(bert.Config),
         rank.Config(length=24, query_length=8, pooling="attention"),
@@ -126,6 +149,14 @@ WRITERS = {
         small(t5.Config, num_layers=2),
         text_to_text.Config(length=24, targets_length=16),
     ),
+    "rnn": (
+        recurrent(rnn, num_layers=2, hidden_dim=12),
+        causal_lm.Config(length=32),
+    ),
+    "seq2seq": (
+        recurrent(seq2seq, num_layers=2, cell="gru"),
+        text_to_text.Config(length=24, targets_length=16),
+    ),
 }
 
 
@@ -148,7 +179,7 @@ def row(signature, seed, batch=1):
     found = {}
     for name, like in signature.inputs.items():
         shape = (batch, *like.shape[1:])
-        if "cache" in name:
+        if name.startswith(("kv_cache", "cross_cache", "state", "memory")):
             value = rng.normal(size=shape)
         elif name == "input_pos":
             value = np.minimum(np.arange(like.shape[0]) + 2, 9)
@@ -221,7 +252,7 @@ def greedy(model, graph, prompt, count):
     caches: dict[str, Any] = {
         name: np.zeros(like.shape, like.dtype)
         for name, like in names["decode"].inputs.items()
-        if name.startswith("kv_cache")
+        if name.startswith(("kv_cache", "state"))
     }
     if graph.architecture == "encoder_decoder":
         length = names["encode"].length

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lm.data.pipeline import DataConfig
-from lm.models import bert, gated_cnn, gpt, t5, textcnn
+from lm.models import bert, birnn, gated_cnn, gpt, rnn, seq2seq, t5, textcnn
 from lm.nn.base import replace_known
 from lm.tasks import causal_lm, masked_lm, span_corruption
 from lm.text import tokenizers
@@ -13,6 +13,8 @@ from lm.train.optim import OptimConfig
 
 SMALL = {"vocab_size": 280, "emb_dim": 16, "num_layers": 2, "num_heads": 2}
 SMALL |= {"max_len": 32, "dropout_rate": 0.1, "attention_dropout_rate": 0.1}
+RECURRENT = {"vocab_size": 280, "emb_dim": 16, "max_len": 32, "dropout_rate": 0.1}
+RECURRENT |= {"recurrent_dropout_rate": 0.1, "num_layers": 2}
 
 KINDS = {
     "gpt": (gpt.Config(**SMALL), causal_lm.Config(length=32)),
@@ -28,6 +30,12 @@ KINDS = {
     "gated_cnn": (
         replace_known(gated_cnn.Config(width=3), **(SMALL | {"num_layers": 3})),
         causal_lm.Config(length=32),
+    ),
+    "rnn": (rnn.Config(**RECURRENT), causal_lm.Config(length=32)),
+    "birnn": (birnn.Config(**RECURRENT), masked_lm.Config(length=32)),
+    "seq2seq": (
+        seq2seq.Config(**RECURRENT),
+        span_corruption.Config(length=32, targets_length=16),
     ),
 }
 
@@ -68,7 +76,7 @@ def make_config(corpus):
 
     def make(kind="gpt", **changes):
         model, task = KINDS[kind]
-        tokenizer = corpus / ("sentinels" if kind == "t5" else "bytes")
+        tokenizer = corpus / ("sentinels" if kind in ("t5", "seq2seq") else "bytes")
         values = {
             "model": model,
             "task": task,

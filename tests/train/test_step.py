@@ -81,7 +81,10 @@ def test_runs_that_differ_in_numbers_share_their_program(make_config):
     assert losses(first) != losses(second)
 
 
-@pytest.mark.parametrize("kind", ["gpt", "bert", "t5", "textcnn", "gated_cnn"])
+@pytest.mark.parametrize(
+    "kind",
+    ["gpt", "bert", "t5", "textcnn", "gated_cnn", "rnn", "birnn", "seq2seq"],
+)
 def test_eight_devices_are_one(make_config, kind):
     config = make_config(kind, optim=SGD)
     alone, state_alone, _ = run_steps(config, devices=ONE)

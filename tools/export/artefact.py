@@ -33,7 +33,7 @@ def describe(loaded: Loaded, graph: Graph) -> dict[str, Any]:
         "vocab_size": tokenizer.vocab_size,
     }
     if graph.architecture != "encoder":
-        about["writing"] = _writing(loaded, graph.architecture)
+        about["writing"] = _writing(loaded, graph)
     return about | {
         "signatures": [
             {
@@ -49,18 +49,20 @@ def describe(loaded: Loaded, graph: Graph) -> dict[str, Any]:
     }
 
 
-def _writing(loaded: Loaded, architecture: str) -> dict[str, Any]:
+def _writing(loaded: Loaded, graph: Graph) -> dict[str, Any]:
     """Returns what may be written, how much of it, and what stands between turns.
 
-    `max_new_tokens` is 0 for a task without a limit.
+    `places` has room for a decoder's prompt with its continuation, or for what an
+    encoder-decoder writes; `max_new_tokens` is 0 for a task without a limit.
     """
     task, tokenizer = loaded.task, loaded.tokenizer
-    has_encoder = architecture == "encoder_decoder"
+    has_encoder = graph.architecture == "encoder_decoder"
     sentinels = tokenizer.sentinel_ids if has_encoder else ()
     allowed = writable(tokenizer, loaded.config.model.vocab_size, sentinels)
     writing: dict[str, Any] = {
         "forbidden": np.flatnonzero(~allowed).tolist(),
         "sentinels": {tokenizer.token(i): i for i in sentinels},
+        "places": graph.places,
         "max_new_tokens": 0,
     }
     if isinstance(task, Generative):

@@ -7,7 +7,7 @@ point for each of its rows: a quarter of a small file, though the weights are sh
 import importlib
 from typing import Any
 
-# Of the weights behind the tables, in bytes.
+# Of weights, in bytes.
 ALIGNMENT = 16
 
 
@@ -34,14 +34,14 @@ def compact(model: bytes) -> bytes:
     outside = [buffer for buffer in tables.buffers if buffer.offset > 1]
     start = min((buffer.offset for buffer in outside), default=len(model))
     # Offsets are of one size, so the tables are too, whatever the offsets.
-    size = -(-len(_pack(tables, start)) // ALIGNMENT) * ALIGNMENT
+    size = -(-len(pack(tables, start)) // ALIGNMENT) * ALIGNMENT
     for buffer in outside:
         buffer.offset += size - start
-    return _pack(tables, start).ljust(size, b"\0") + model[start:]
+    return pack(tables, start).ljust(size, b"\0") + model[start:]
 
 
-def _pack(tables: Any, size: int) -> bytes:
-    """Returns tables as bytes, about `size` of them."""
+def pack(tables: Any, size: int) -> bytes:
+    """Returns tables as bytes, about `size` of them; weights in them are aligned."""
     flatbuffers: Any = importlib.import_module("flatbuffers")
 
     class Builder(flatbuffers.Builder):
@@ -54,6 +54,8 @@ def _pack(tables: Any, size: int) -> bytes:
         def CreateNumpyVector(self, x: Any) -> int:  # noqa: N802
             key = x.dtype.str, x.tobytes()
             if key not in self._written:
+                if x.dtype.itemsize == 1:
+                    self.Prep(ALIGNMENT, x.nbytes)
                 self._written[key] = super().CreateNumpyVector(x)
             return self._written[key]
 

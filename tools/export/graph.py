@@ -4,6 +4,7 @@ What is exported is the model that was trained, in float32, its layers one by on
 instead of scanned. An encoder's functions are `Task.predict` for each length of a row.
 A decoder's are `prefill` and `decode`, with the cache of keys and values as inputs and
 outputs, named as LiteRT-LM names them; an encoder-decoder's are `encode` and `decode`.
+A model of another kind has a state in the place of these caches, whatever it has read.
 
 Axes: B batch (1), T time, S places of a cache, K key/value heads, H head_dim, V vocab.
 """
@@ -14,17 +15,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lm.nn.base import replace_known
-from lm.nn.transformer import Cache, unstack_layers
+from lm.nn.transformer import Cache, TransformerConfig, unstack_layers
 from lm.tasks import Predictive
 from lm.tasks.base import apply
+from lm.train.state import abstract_params
 from lm.train.workdir import Loaded
-from lm.types import Array, Batch, Params, UserError
+from lm.types import Array, Batch, Params, PyTree, UserError
 
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
@@ -59,6 +62,7 @@ class Graph:
         prefix_lm: Whether a decoder reads its prompt in both directions.
         params: In NumPy, float32.
         signatures: At least one.
+        places: S, of what writes; else 0.
     """
 
     architecture: str
@@ -66,16 +70,12 @@ class Graph:
     prefix_lm: bool
     params: Params
     signatures: tuple[Signature, ...]
+    places: int = 0
 
     @property
     def length(self) -> int:
         """Of the longest row."""
         return max(signature.length for signature in self.signatures)
-
-    @property
-    def places(self) -> int:
-        """S, of what writes."""
-        return self.signatures[-1].inputs["kv_cache_k_0"].shape[2]
 
 
 @flax.struct.dataclass
@@ -133,7 +133,12 @@ def build(loaded: Loaded, lengths: Sequence[int] = ()) -> Graph:
             "the model with another, for example classify"
         )
     signatures = tuple(_signatures(made, params))
-    return Graph(architecture, model, prefix_lm, params, signatures)
+    places = {
+        "encoder": 0,
+        "decoder": signatures[-1].length,
+        "encoder_decoder": _written(task.config),
+    }[architecture]
+    return Graph(architecture, model, prefix_lm, params, signatures, places)
 
 
 # A name, a length, a function, and inputs.
@@ -206,6 +211,9 @@ def _decoder(task: Any, model: Any, lengths: Sequence[int], prefix_lm: bool) -> 
         "model.max_len",
     )
     S = lengths[-1]
+    if not isinstance(config, TransformerConfig):
+        yield from _recurrent_decoder(model, lengths)
+        return
 
     def prefill(params: Params, inputs: Batch) -> Batch:
         index = _index(inputs)
@@ -238,12 +246,126 @@ def _decoder(task: Any, model: Any, lengths: Sequence[int], prefix_lm: bool) -> 
     yield "decode", S, decode, _read(1) | cache
 
 
+def _recurrent_decoder(model: Any, lengths: Sequence[int]) -> _Made:
+    """Makes `prefill_16`, … and `decode` of a model with a state.
+
+    A state cannot read a token twice: `prefill` leaves out the prompt's last one, and
+    the padding, which has its place. Places are of no use to such a model.
+    """
+
+    def read(params: Params, inputs: Batch) -> PyTree:
+        place = inputs["input_pos"]
+        real = (place < place.max())[None].astype(jnp.int32)
+        real = jnp.broadcast_to(real, inputs["tokens"].shape)
+        batch = {"inputs": inputs["tokens"], "segment_ids": real}
+        found = model.apply({"params": params}, batch, lengths[-1], method="prefill")
+        return found[1]
+
+    states = _shapes_of(model, read, _read(lengths[0]))
+
+    def prefill(params: Params, inputs: Batch) -> Batch:
+        return _outputs("state", read(params, inputs))
+
+    def decode(params: Params, inputs: Batch) -> Batch:
+        logits, new = model.apply(
+            {"params": params},
+            inputs["tokens"][:, 0],
+            None,
+            _inputs("state", states, inputs),
+            method="step",
+        )
+        return {"logits": logits[:, None], **_outputs("state", new)}
+
+    for length in lengths:
+        yield f"prefill_{length}", length, prefill, _read(length)
+    yield "decode", lengths[-1], decode, _read(1) | _outputs("state", states)
+
+
+def _recurrent_encoder_decoder(model: Any, lengths: Sequence[int]) -> _Made:
+    """Makes `encode` and `decode` of a model with a state and a memory of its source.
+
+    The memory is what `encode` returns; a state begins with zeros.
+    """
+
+    def read(params: Params, inputs: Batch) -> PyTree:
+        batch = {f"encoder_{name}": value for name, value in inputs.items()}
+        start = jnp.zeros_like(inputs["inputs"][:, :1])
+        batch |= {"inputs": start, "segment_ids": start}
+        return model.apply({"params": params}, batch, 1, method="prefill")[1]
+
+    def encode(params: Params, inputs: Batch) -> Batch:
+        return _outputs("memory", read(params, inputs)[1])
+
+    for length in lengths:
+        row = jax.ShapeDtypeStruct((1, length), jnp.int32)
+        source = {"inputs": row, "segment_ids": row}
+        cache = _shapes_of(model, read, source)
+
+        def decode(params: Params, inputs: Batch, cache: PyTree = cache) -> Batch:
+            memory = _inputs("memory", cache[1], inputs)
+            logits, (state, _) = model.apply(
+                {"params": params},
+                inputs["tokens"][:, 0],
+                None,
+                (_inputs("state", cache[0], inputs), memory),
+                method="step",
+            )
+            return {"logits": logits[:, None], **_outputs("state", state)}
+
+        suffix = "" if len(lengths) < 2 else f"_{length}"
+        yield f"encode{suffix}", length, encode, source
+        inputs = _read(1) | _outputs("state", cache[0]) | _outputs("memory", cache[1])
+        yield f"decode{suffix}", length, decode, inputs
+
+
+def _shapes_of(
+    model: Any, read: Callable[[Params, Batch], PyTree], inputs: Shapes
+) -> PyTree:
+    """Returns the shapes of a cache."""
+    return jax.eval_shape(read, nn.unbox(abstract_params(model)), dict(inputs))
+
+
+def _outputs(name: str, cache: PyTree) -> dict[str, Any]:
+    """Returns a cache's arrays, or their shapes, by name, with rows as the first axis.
+
+    In a cache they are the second.
+    """
+
+    def turned(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf.swapaxes(0, 1)
+        return jax.ShapeDtypeStruct(
+            (leaf.shape[1], leaf.shape[0], *leaf.shape[2:]), leaf.dtype
+        )
+
+    return {f"{name}_{i}": turned(x) for i, x in enumerate(jax.tree.leaves(cache))}
+
+
+def _inputs(name: str, like: PyTree, inputs: Batch) -> PyTree:
+    """Undoes `_outputs`."""
+    leaves, structure = jax.tree.flatten(like)
+    return structure.unflatten(
+        [inputs[f"{name}_{i}"].swapaxes(0, 1) for i in range(len(leaves))]
+    )
+
+
+def _written(config: Any) -> int:
+    """Returns the tokens that an encoder-decoder's task writes at most."""
+    return getattr(config, "targets_length", config.length)
+
+
 def _encoder_decoder(task: Any, model: Any, lengths: Sequence[int]) -> _Made:
     """Makes `encode` and `decode`, or of several lengths `encode_32`, …."""
-    config, task_config = model.config, task.config
-    S = getattr(task_config, "targets_length", task_config.length)
-    L = config.decoder_layers
-    longest = config.position_limit or 1 << 20
+    config: Any = model.config
+    lengths = _checked(
+        lengths or [task.config.length],
+        config.position_limit or 1 << 20,
+        "model.max_len",
+    )
+    if not isinstance(config, TransformerConfig):
+        yield from _recurrent_encoder_decoder(model, lengths)
+        return
+    S, L = _written(task.config), config.decoder_layers
 
     def encode(params: Params, inputs: Batch) -> Batch:
         read = {f"encoder_{name}": value for name, value in inputs.items()}
@@ -270,7 +392,7 @@ def _encoder_decoder(task: Any, model: Any, lengths: Sequence[int]) -> _Made:
         )
         return {"logits": logits[:, None], **_flat(cache)}
 
-    for length in _checked(lengths or [task_config.length], longest, "model.max_len"):
+    for length in lengths:
         suffix = "" if len(lengths) < 2 else f"_{length}"
         row = jax.ShapeDtypeStruct((1, length), jnp.int32)
         source = {"inputs": row, "segment_ids": row}

@@ -79,6 +79,11 @@ def _check(graph: Graph, loaded: Loaded) -> None:
             f"task {config.name} cannot be a LiteRT-LM bundle; those that can: "
             f"{', '.join(TASKS)}"
         )
+    if "kv_cache_k_0" not in _decode(graph).inputs:
+        raise UserError(
+            f"LiteRT-LM runs transformers, and {loaded.config.model.name} is none; "
+            "choose another --format"
+        )
     if graph.prefix_lm:
         raise UserError(
             "LiteRT-LM reads a prompt from left to right; train with "

@@ -22,7 +22,6 @@ from unittest import mock
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import onnx
 
 from lm.nn.layers import ACTIVATIONS, Norm
@@ -115,8 +114,8 @@ def convert(signature: Signature, params: Any) -> onnx.ModelProto:
     made_graph = onnx.helper.make_graph(
         builder.nodes,
         signature.name,
-        [_info(name, shapes[name]) for name in names],
-        [_info(name, shape) for name, shape in results.items()],
+        [onnx_ops.about(name, shapes[name]) for name in names],
+        [onnx_ops.about(name, shape) for name, shape in results.items()],
         [
             onnx.numpy_helper.from_array(array, name)
             for name, array in builder.constants.items()
@@ -141,14 +140,9 @@ def to_int8(model: onnx.ModelProto) -> onnx.ModelProto:
                 path,
                 per_channel=True,
                 weight_type=quantization.QuantType.QInt8,
+                extra_options={"EnableSubgraph": True},
             )
         return onnx.load_model(path)
-
-
-def _info(name: str, value: Any) -> onnx.ValueInfoProto:
-    sizes = [n if isinstance(n, int) else str(n) for n in value.shape]
-    dtype = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
-    return onnx.helper.make_tensor_value_info(name, dtype, sizes)
 
 
 def _move(tensor: onnx.TensorProto, weights: Any, places: dict[bytes, int]) -> None:

@@ -56,6 +56,7 @@ class Builder:
         self.constants: dict[str, np.ndarray] = {}
         self._names: dict[tuple[Any, ...], str] = {}
         self._batch: str | None = None
+        self._count = 0
 
     def lower(
         self, closed: Any, inputs: Sequence[Value], wanted: set[int]
@@ -117,13 +118,18 @@ class Builder:
     def add(self, operation: str, *inputs: Any, outputs: int = 1, **attributes) -> Any:
         """Adds a node and returns its output's name, or a list of them."""
         names = [x if isinstance(x, str) else self.name(x) for x in inputs]
-        made = [f"{operation}_{len(self.nodes)}"]
+        made = [self.new(operation)]
         if outputs > 1:
             made = [f"{made[0]}_{i}" for i in range(outputs)]
         self.nodes.append(
             onnx.helper.make_node(operation, names, made, made[0], **attributes)
         )
         return made[0] if outputs == 1 else made
+
+    def new(self, what: str) -> str:
+        """Returns a name that nothing has."""
+        self._count += 1
+        return f"{what}_{self._count - 1}"
 
     def name(self, value: Value | np.ndarray | Sequence[int]) -> str:
         """Returns the name of a value; a constant gets one. Numbers are int64."""
@@ -172,7 +178,7 @@ class Builder:
         live, kept = set(outputs), []
         for node in reversed(self.nodes):
             if live.intersection(node.output):
-                live.update(node.input)
+                live.update(_read_by(node))
                 kept.append(node)
         self.nodes = kept[::-1]
         self.constants = {k: v for k, v in self.constants.items() if k in live}
@@ -212,6 +218,12 @@ def constant(array: Any, name: str = "") -> Value:
     """Returns a constant."""
     array = np.asarray(array)
     return Value(array.shape, array.dtype, name, array)
+
+
+def _read_by(node: onnx.NodeProto) -> set[str]:
+    """Returns the names that a node reads, those of a loop's nodes too."""
+    inner = (inner for each in node.attribute for inner in each.g.node)
+    return set(node.input).union(*map(_read_by, inner))
 
 
 def _static(shape: Shape) -> bool:
@@ -439,6 +451,54 @@ def _split(b: Builder, equation: Any, x: Value) -> list[Value]:
     return [_out(equation, name, i) for i, name in enumerate(made)]
 
 
+def _scan(b: Builder, equation: Any, *values: Value) -> list[Value]:
+    """Makes a loop over the first axis, whose constants are those around it."""
+    params, avals = equation.params, equation.outvars
+    first, count = params["num_consts"], params["num_carry"]
+    values = tuple(_fully(b, equation, values))
+    consts, carried = values[:first], values[first:]
+    length, reverse = len(carried) - count, int(params["reverse"])
+    inputs = [
+        Value(value.shape[int(i >= count) :], value.dtype, b.new("scanned"))
+        for i, value in enumerate(carried)
+    ]
+    around, b.nodes = b.nodes, []
+    made = b.lower(params["jaxpr"], [*consts, *inputs], set(range(len(avals))))
+    results = [
+        Value(each.aval.shape[int(i >= count) :], each.aval.dtype)
+        for i, each in enumerate(avals)
+    ]
+    # An output has a name of its own, also if it is an input or comes twice.
+    names = [
+        b.add("Identity", b.full(value, result.shape))
+        for value, result in zip(made, results)
+    ]
+    body = onnx.helper.make_graph(
+        b.nodes,
+        b.new("body"),
+        [about(value.name, value) for value in inputs],
+        [about(name, result) for name, result in zip(names, results)],
+    )
+    b.nodes = around
+    made = b.add(
+        "Scan",
+        *carried,
+        outputs=len(avals),
+        body=body,
+        num_scan_inputs=length,
+        scan_input_directions=[reverse] * length,
+        scan_output_directions=[reverse] * (len(avals) - count),
+    )
+    made = [made] if isinstance(made, str) else made
+    return [_out(equation, name, i) for i, name in enumerate(made)]
+
+
+def about(name: str, value: Any) -> onnx.ValueInfoProto:
+    """Returns what a graph says of an input or output, of its shape and type."""
+    sizes = [n if isinstance(n, int) else str(n) for n in value.shape]
+    return onnx.helper.make_tensor_value_info(name, _type(value.dtype), sizes)
+
+
 def _cumsum(b: Builder, equation: Any, x: Value) -> Value:
     (x,) = _fully(b, equation, [x])
     axis, reverse = equation.params["axis"], int(equation.params["reverse"])
@@ -573,6 +633,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "reduce_and": _reduce("ReduceMin"),
     "reduce_sum": _reduce("ReduceSum"),
     "reshape": _reshape,
+    "scan": _scan,
     "slice": _slice,
     "split": _split,
     "squeeze": _squeeze,

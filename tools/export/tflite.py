@@ -21,7 +21,7 @@ from lm.nn import attention
 from lm.nn.layers import ACTIVATIONS, Embed
 from lm.train.workdir import Loaded
 from lm.types import UserError
-from tools.export import quantization
+from tools.export import loops, quantization
 from tools.export.graph import Graph
 from tools.export.quantization import QUANTIZATIONS
 
@@ -105,7 +105,8 @@ def _quantizer(
 def convert(graph: Graph) -> bytes:
     """Returns a TF Lite file whose signatures share their weights.
 
-    Lookups in tables and GELU are one operation each, so that tables can be quantised.
+    Lookups in tables and GELU are one operation each, so that tables can be quantised;
+    loops over time are loops.
 
     Raises:
         UserError: If the model has an operation that TF Lite lacks.
@@ -122,7 +123,7 @@ def convert(graph: Graph) -> bytes:
     modules = []
     for signature in graph.signatures:
         function = functools.partial(signature.function, graph.params)
-        with _marked():
+        with _marked(), mock.patch.object(jax.lax, "scan", loops.scan):
             exported = jax.export.export(
                 jax.jit(function, keep_unused=True), platforms=["cpu"]
             )(dict(signature.inputs))
@@ -146,7 +147,7 @@ def convert(graph: Graph) -> bytes:
     with _refused(), context:
         passes = passmanager.PassManager()
         converter.run_convert_to_tfl_passes(merged, passes, config)
-        return converter.export_flatbuffer_to_bytes(merged.operation)
+        return loops.to_while(converter.export_flatbuffer_to_bytes(merged.operation))
 
 
 def convert_by_tensorflow(graph: Graph) -> bytes:

@@ -1,8 +1,9 @@
 """Text from text, token by token: decoders and encoder-decoders.
 
-A decoder's `prefill` reads a prompt into a cache of keys and values, and `decode` reads
-one token more and returns the scores of the next. An encoder-decoder's `encode` makes
-the keys and values of a source, which its `decode` reads at every step.
+A decoder's `prefill` reads a prompt into a cache of keys and values, or into a state,
+and `decode` reads one token more and returns the scores of the next. An
+encoder-decoder's `encode` makes the keys and values of a source, or a memory of it,
+which its `decode` reads at every step.
 """
 
 import re
@@ -208,9 +209,9 @@ class Writer:
         cache = {
             key: np.zeros(value["shape"], np.float32)
             for key, value in shapes.items()
-            if key.startswith("kv_cache")
+            if key.startswith(("kv_cache", "state"))
         }
-        room = shapes["kv_cache_k_0"]["shape"][2]
+        room = self.about["writing"]["places"]
         if self._has_encoder:
             real = (np.arange(length) < len(prompt))[None].astype(np.int32)
             inputs = {"inputs": ids, "segment_ids": real}
