@@ -16,7 +16,7 @@ from lm import sharding
 from lm.completion import Completer, Writer
 from lm.data.pipeline import DataConfig
 from lm.decoding import Config as DecodingConfig
-from lm.models import bert, birnn, gpt, rnn, seq2seq, t5, textcnn
+from lm.models import bert, birnn, gated_cnn, gpt, rnn, seq2seq, t5, textcnn
 from lm.tasks import (
     causal_lm,
     chat,
@@ -48,6 +48,7 @@ T5 = t5.Config(vocab_size=304, **SMALL)
 RECURRENT = {"vocab_size": 304, "emb_dim": 32, "max_len": 64}
 BIRNN = birnn.Config(**RECURRENT)
 RNN = rnn.Config(num_layers=2, **RECURRENT)
+GATED_CNN = gated_cnn.Config(num_layers=2, dilations=(1, 2), **RECURRENT)
 SEQ2SEQ = seq2seq.Config(cell="gru", **RECURRENT)
 
 
@@ -127,6 +128,7 @@ WRITERS = {
     ),
     "text_to_text": (T5, text_to_text.Config(length=40, targets_length=16)),
     "rnn": (RNN, causal_lm.Config(length=48)),
+    "gated_cnn": (GATED_CNN, causal_lm.Config(length=48)),
     "seq2seq": (SEQ2SEQ, text_to_text.Config(length=40, targets_length=16)),
     "span_corruption": (T5, span_corruption.Config(length=32, targets_length=12)),
 }

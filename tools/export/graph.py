@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lm.models import t5
 from lm.nn.base import replace_known
 from lm.nn.transformer import Cache, TransformerConfig, unstack_layers
 from lm.tasks import Predictive
@@ -362,7 +363,7 @@ def _encoder_decoder(task: Any, model: Any, lengths: Sequence[int]) -> _Made:
         config.position_limit or 1 << 20,
         "model.max_len",
     )
-    if not isinstance(config, TransformerConfig):
+    if not isinstance(config, t5.Config):
         yield from _recurrent_encoder_decoder(model, lengths)
         return
     S, L = _written(task.config), config.decoder_layers

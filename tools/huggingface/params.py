@@ -73,9 +73,10 @@ def write(
     """Yields the tensors of a model's checkpoint by their names, one at a time."""
     head, params = family.heads[name], _in_units(loaded)
     prefix = "" if name == "Model" else family.prefix
-    if not loaded.config.model.scan_layers:
+    config: Any = loaded.config.model
+    if not config.scan_layers:
         params = stack_layers(params)
-    found = _places(family, head, loaded.config.model, params, prefix)
+    found = _places(family, head, config, params, prefix)
     groups: dict[str, list[tuple[Place, Any]]] = {}
     leaves = jax.tree.leaves(params)
     for leaf_name, leaf in zip(jax.tree.leaves(tree.names(params)), leaves):
