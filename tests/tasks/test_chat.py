@@ -202,7 +202,7 @@ def test_mistakes_are_named():
     with pytest.raises(UserError, match="does not say who speaks; put {role} into"):
         Config(opening="user:")
     with pytest.raises(
-        UserError, match="chat is not for a t5 model; set model.name to gpt,"
+        UserError, match="chat is not for a t5 model; set model.name to gpt "
     ):
         TASK.build_model(t5.Config(vocab_size=264))
     with pytest.raises(UserError, match="leaves no room for a prompt of 32 tokens"):

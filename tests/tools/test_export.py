@@ -283,7 +283,7 @@ def test_a_writer_writes_as_jax_does(writer, tmp_path, name):
     loaded = workdir_lib.load(writer(name))
     texts = ["red sea", "cold <extra_id_0> sea", *ODD[:4]]
     call = "model.predict(**fields)"
-    if name in ("causal_lm", "rnn", "span_corruption"):
+    if name in ("causal_lm", "rnn", "gated_cnn", "span_corruption"):
         call = "{'prediction': model.generate(fields['text'], 12)}"
         config = DecodingConfig(max_new_tokens=12, temperature=0.0)
         complete = Completer(loaded.model, loaded.params, loaded.tokenizer, config)

@@ -65,7 +65,7 @@ def test_the_command_trains_saves_and_reports(source, tmp_path):
 
 @pytest.mark.parametrize("kind", tokenizers.KINDS)
 def test_every_kind(kind, source, tmp_path, capsys):
-    size = {"chars": 0, "bytes": 0, "wordpiece": 100}.get(kind, 330)
+    size = {"chars": 0, "bytes": 0, "words": 0, "wordpiece": 100}.get(kind, 330)
     flags = (f"--kind={kind}", f"--vocab-size={size}", "--character-coverage=1")
     first = run(source, tmp_path / "a", *flags)
     report = capsys.readouterr().out
