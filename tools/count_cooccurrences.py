@@ -125,6 +125,11 @@ def _count(
                 writer.write_table(pyarrow.table([blocks, names], schema=schema))
                 numbers["cells"] += len(part)
                 status.update(f"wrote {numbers['cells']:,} counts")
+    if not numbers["cells"]:
+        raise UserError(
+            f"{', '.join(args.source)} {args.split} has no two words beside each "
+            "other; choose other texts"
+        )
     for path in counter.spilled:
         path.unlink()
     scratch.rmdir()

@@ -77,6 +77,12 @@ def main(args: Namespace) -> dict[str, Any]:
     if analogies:
         result["analogies"] = vector_scores.score_analogies(vectors, analogies)
         Console().print(_answers(result["analogies"]))
+    scores = (*result["similarity"].values(), *result.get("analogies", {}).values())
+    if not any(score["found"] for score in scores):
+        raise UserError(
+            f"{args.vectors} has no word of these tests; choose vectors of their "
+            "language, or other tests"
+        )
     return result
 
 

@@ -51,6 +51,10 @@ def main(args: Namespace) -> dict[str, Any]:
     check_range("--threshold", args.threshold, 0)
     folder = Path(args.data_dir)
     check_free(folder, args.name, VERSION, args.overwrite)
+    if not args.overwrite and (others := sorted((folder / args.name).glob("[0-9]*"))):
+        raise UserError(
+            f"{others[0]} exists, which this would hide; set another --name"
+        )
     sources = [open_source(spec, args.data_dir) for spec in args.source]
     learned: list[Phrases] = []
 
@@ -79,9 +83,10 @@ def main(args: Namespace) -> dict[str, Any]:
             for text in texts(split, f"joining {split}"):
                 writer.add(split, {"text": text})
                 numbers[split] = numbers.get(split, 0) + 1
-    if not numbers:
-        raise UserError("there is no text to join; name another source")
-    print(f"wrote {folder / args.name}: {numbers}")
+        if not numbers:
+            raise UserError("there is no text to join; name another source")
+    said = ", ".join(f"{number:,} {split}" for split, number in numbers.items())
+    print(f"wrote {folder / args.name}: {said}")
     return {"output": str(folder / args.name), "texts": numbers}
 
 

@@ -90,6 +90,11 @@ class Word2Vec(Task):
                 "word2vec needs the counts of words, which this tokenizer has not; "
                 "train one with tools.train_tokenizer --kind=words"
             )
+        if (self._counts > 0).sum() < 2:
+            raise UserError(
+                "word2vec needs two words at least, which this tokenizer has not; "
+                "train it on more text"
+            )
 
     @property
     def encoding(self) -> str:

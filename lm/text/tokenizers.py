@@ -129,11 +129,28 @@ def _open(file: Path, config: Mapping[str, Any]) -> Tokenizer:
         return huggingface_tokenizer.open_wordpiece(file, config, added)
     if file.suffix == ".json" and file.name != CONFIG:
         counts = _read_json(file, huggingface_tokenizer.COUNTS)
-        return huggingface_tokenizer.open_json(file, config, counts)
+        tokenizer = huggingface_tokenizer.open_json(file, config, _numbers(counts))
+        found = tokenizer.counts
+        if found is not None and not (found[~tokenizer.is_special] > 0).all():
+            raise _UnreadableError(
+                f"{file.with_name(huggingface_tokenizer.COUNTS)} lacks words of {file}"
+            )
+        return tokenizer
     raise _UnreadableError(
         f"{file} is no tokenizer.json, *.model, vocab.txt, or vocab.json with "
         "merges.txt"
     )
+
+
+def _numbers(counts: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the counts of a `counts.json`."""
+    for name, count in counts.items():
+        if not isinstance(count, int) or count < 0:
+            raise _UnreadableError(
+                f"{huggingface_tokenizer.COUNTS} says {count!r} of {name!r}, which is "
+                "no count"
+            )
+    return dict(counts)
 
 
 def _check_class(config: Mapping[str, Any], known: Sequence[str]) -> None:

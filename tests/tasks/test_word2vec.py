@@ -252,6 +252,8 @@ def test_mistakes_are_named(options, message):
 def test_other_tokenizers_and_models_are_refused():
     with pytest.raises(UserError, match="--kind=words"):
         Word2Vec(Config(), tokenizers.train("bytes", []))
+    with pytest.raises(UserError, match="two words"):
+        Word2Vec(Config(), tokenizers.train("words", ["hello hello"]))
     task, _ = make()
 
     with pytest.raises(UserError, match="model.name"):

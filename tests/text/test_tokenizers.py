@@ -509,6 +509,10 @@ def test_words_are_counted_and_stay_so(tmp_path):
     assert again == words
     np.testing.assert_array_equal(again.counts, words.counts)
     assert words.starts_word.tolist() == [False] * 5 + [True] * 3
+    for broken in ('{"hat": "a"}', '{"hat": -3}', '{"hat": 3}', '{"other": 3}'):
+        (tmp_path / "words" / "counts.json").write_text(broken)
+        with pytest.raises(UserError, match="counts.json"):
+            tokenizers.load(tmp_path / "words")
 
 
 def test_the_commonest_words_are_taken():

@@ -34,3 +34,19 @@ def test_every_split_is_joined(tmp_path):
 def test_mistakes_are_named(tmp_path):
     with pytest.raises(UserError, match="--passes"):
         run("--source=x.txt", "--name=x", f"--data-dir={tmp_path}", "--passes=0")
+
+
+def test_another_data_set_is_not_hidden(tmp_path):
+    (tmp_path / "two.jsonl").write_text('{"text": "hello world"}\n' * 40)
+    (tmp_path / "joined" / "0.0.7").mkdir(parents=True)
+    with pytest.raises(UserError, match="this would hide; set another --name"):
+        run(f"--source={tmp_path}/two.jsonl", "--name=joined", f"--data-dir={tmp_path}")
+
+
+def test_nothing_is_left_where_there_is_no_text(tmp_path):
+    (tmp_path / "empty.jsonl").write_text('{"text": " "}\n' * 40)
+    flags = f"--source={tmp_path}/empty.jsonl?text=text", f"--data-dir={tmp_path}"
+    for _ in range(2):
+        with pytest.raises(UserError, match="no text"):
+            run(*flags, "--name=joined")
+    assert not (tmp_path / "joined").exists()

@@ -128,3 +128,9 @@ def test_neighbours_are_shown(path, capsys):
 def test_test_sets_that_are_missing_have_a_cure(path, tmp_path):
     said = message(evaluate_vectors, f"--vectors={path}", f"--tests={tmp_path}")
     assert "python -m tools.fetch_data word_tests" in said
+
+
+def test_vectors_of_no_test_word_are_refused(tests, tmp_path):
+    vectors_lib.write(Vectors(["zz"], np.ones((1, 3), np.float32)), tmp_path / "z.txt")
+    flags = f"--vectors={tmp_path / 'z.txt'}", f"--tests={tests}"
+    assert "has no word of these tests" in message(evaluate_vectors, *flags)
