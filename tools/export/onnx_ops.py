@@ -454,7 +454,13 @@ def _split(b: Builder, equation: Any, x: Value) -> list[Value]:
 def _scan(b: Builder, equation: Any, *values: Value) -> list[Value]:
     """Makes a loop over the first axis, whose constants are those around it."""
     params, avals = equation.params, equation.outvars
-    first, count = params["num_consts"], params["num_carry"]
+    # Releases of JAX say it in different ways, but a round sees one entry of what is
+    # scanned, so its number of axes tells what that is.
+    inner, outer = params["jaxpr"].in_avals, equation.invars
+    scanned = sum(a.ndim < b.aval.ndim for a, b in zip(inner, outer))
+    results = params["jaxpr"].out_avals
+    count = sum(a.ndim == b.aval.ndim for a, b in zip(results, avals))
+    first = len(outer) - scanned - count
     values = tuple(_fully(b, equation, values))
     consts, carried = values[:first], values[first:]
     length, reverse = len(carried) - count, int(params["reverse"])
