@@ -137,6 +137,14 @@ class Vectors:
         return np.concatenate(added or none), np.concatenate(multiplied or none)
 
 
+def row_of(vectors: Vectors, word: str, source: str) -> int:
+    """Returns the row of a word that --word names; raises a UserError without one."""
+    row = vectors.find(word)
+    if row < 0:
+        raise UserError(f"{source} has no vector of {word!r}; choose another --word")
+    return row
+
+
 def parse_name(name: str, sign: str) -> tuple[str, bool]:
     """Splits a name into the text that it stands for and whether that begins a word.
 

@@ -22,6 +22,7 @@ from rich.table import Table
 from lm import cli
 from lm.config import check_range
 from lm.types import UserError
+from lm.vectors import row_of
 
 PAIRS = {"WordSim-353": "wordsim353.tsv", "SimLex-999": "simlex999.txt"}
 ANALOGIES = "questions-words.txt"
@@ -107,11 +108,7 @@ def _test(folder: str, file: str) -> Path:
 
 def _nearest(vectors: Any, word: str, args: Namespace) -> list[tuple[str, float]]:
     """Shows a word's neighbours."""
-    row = vectors.find(word)
-    if row < 0:
-        raise UserError(
-            f"{args.vectors} has no vector of {word!r}; choose another --word"
-        )
+    row = row_of(vectors, word, args.vectors)
     found = vectors.nearest(vectors.table[row], args.nearest, [row])
     print(word)
     for other, cosine in found:

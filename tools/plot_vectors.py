@@ -20,6 +20,7 @@ from lm import cli
 from lm.atomic import make_folder, write_text
 from lm.config import check_choice, check_range
 from lm.types import UserError
+from lm.vectors import row_of
 
 parser = cli.make_parser(__doc__)
 parser.add_argument("--vectors", required=True, help="a workdir, or a file of vectors")
@@ -66,13 +67,8 @@ def main(args: Namespace) -> dict[str, Any]:
 
 def _rows(vectors: Any, args: Namespace) -> tuple[list[int], list[int]]:
     """Returns the words to show, and those of them that a colour each is for."""
-    heads = [vectors.find(word) for word in args.word]
-    for word, head in zip(args.word, heads):
-        if head < 0:
-            raise UserError(
-                f"{args.vectors} has no vector of {word!r}; choose another --word"
-            )
-    heads = list(dict.fromkeys(heads))
+    found = [row_of(vectors, word, args.vectors) for word in args.word]
+    heads = list(dict.fromkeys(found))
     rows = list(heads)
     index = {word: row for row, word in enumerate(vectors.words)} if heads else {}
     for head in heads:

@@ -16,18 +16,17 @@ Runs take turns.
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from experiments.benchmarks.processes import last_line, run, steps_per_sec
 from lm import cli
 from lm import config as config_lib
 from lm.config import check_choice, check_range
@@ -67,7 +66,7 @@ def main(args: Namespace) -> dict[str, Any]:
             found["lm"].append(_ours(path, args.task, workdir, seed, cache))
             cli.say(f"lm, seed {seed}: {found['lm'][-1]}")
             peer = [args.peer_python, _PEER, json.dumps(job | {"seed": seed})]
-            found["transformers"].append(_last_line(peer))
+            found["transformers"].append(last_line(peer))
             cli.say(f"transformers, seed {seed}: {found['transformers'][-1]}")
     return _show(args, config, found)
 
@@ -110,30 +109,15 @@ def _ours(
     train = [sys.executable, "-m", "lm.train", f"--config={path}"]
     train += [f"--workdir={workdir}", f"--config.seed={seed}"]
     began = time.perf_counter()
-    _run(train, {"JAX_COMPILATION_CACHE_DIR": str(cache)})
+    run(train, {"JAX_COMPILATION_CACHE_DIR": str(cache)})
     seconds = time.perf_counter() - began
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    rates = [json.loads(line).get("perf/steps_per_sec") for line in lines]
     evaluate = [sys.executable, "-m", "lm.evaluate", f"--workdir={workdir}"]
-    scores = _last_line([*evaluate, "--split=test", "--json"])
+    scores = last_line([*evaluate, "--split=test", "--json"])
     return {
         "score": scores[f"eval/test/{TASKS[task]}"],
         "seconds": seconds,
-        "step": statistics.median(1 / rate for rate in rates if rate),
+        "step": statistics.median(1 / rate for rate in steps_per_sec(workdir)),
     }
-
-
-def _run(command: list[str], env: Mapping[str, str] | None = None) -> str:
-    environment = {**os.environ, **(env or {})}
-    made = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if made.returncode:
-        line = made.stderr.strip().rpartition("\n")[2]
-        raise UserError(f"{' '.join(command[1:3])} failed: {line}")
-    return made.stdout
-
-
-def _last_line(command: list[str]) -> dict[str, Any]:
-    return json.loads(_run(command).strip().rpartition("\n")[2])
 
 
 def _show(

@@ -17,7 +17,6 @@ gensim on WordSim-353. Runs take turns.
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from experiments.benchmarks.processes import last_line, run, steps_per_sec
 from lm import cli
 from lm import config as config_lib
 from lm.config import check_range
@@ -58,20 +58,19 @@ def main(args: Namespace, overrides: list[str]) -> dict[str, Any]:
             train = [sys.executable, "-m", "lm.train", f"--config={args.config}"]
             train += [*overrides, f"--workdir={workdir}", f"--config.seed={seed}"]
             began = time.perf_counter()
-            _run([*train, "--config.log_every_steps=5"])
+            run([*train, "--config.log_every_steps=5"])
             seconds = time.perf_counter() - began
             per_step = words / rows * config.batch_size
-            ours = {"words_per_sec": _rate(workdir) * per_step, "seconds": seconds}
+            rate = statistics.median(steps_per_sec(workdir))
+            ours = {"words_per_sec": rate * per_step, "seconds": seconds}
             file = Path(temporary, f"{seed}.txt")
             export = ["-m", "tools.export_vectors", f"--vectors={workdir}"]
-            _run([sys.executable, *export, f"--output={file}"])
+            run([sys.executable, *export, f"--output={file}"])
             peer = [args.peer_python, _PEER]
-            scores = _last_line([*peer, json.dumps({"vectors": str(file)})])
+            scores = last_line([*peer, json.dumps({"vectors": str(file)})])
             found["lm"].append(ours | scores)
             cli.say(f"lm, seed {seed}: {found['lm'][-1]}")
-            found["gensim"].append(
-                _last_line([*peer, json.dumps(job | {"seed": seed})])
-            )
+            found["gensim"].append(last_line([*peer, json.dumps(job | {"seed": seed})]))
             cli.say(f"gensim, seed {seed}: {found['gensim'][-1]}")
     return _show(found, words)
 
@@ -89,8 +88,7 @@ def _job(args: Namespace, config: Any, folder: Path) -> tuple[dict[str, Any], in
 
     data = config.data
     tokenizer = tokenizers.load(Path(data.tokenizer))
-    run = build(Config.of(config), tokenizer)
-    rows = build_batches(run).num_rows
+    rows = build_batches(build(Config.of(config), tokenizer)).num_rows
     unknown = tokenizer.token(tokenizer.unk_id)
     lines, words = [], 0
     for spec in data.sources:
@@ -121,24 +119,6 @@ def _job(args: Namespace, config: Any, folder: Path) -> tuple[dict[str, Any], in
         "epochs": round(config.num_train_steps * config.batch_size / rows),
     }
     return job, words, rows
-
-
-def _rate(workdir: Path) -> float:
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    rates = [json.loads(line).get("perf/steps_per_sec") for line in lines]
-    return statistics.median(rate for rate in rates if rate)
-
-
-def _run(command: list[str]) -> str:
-    made = subprocess.run(command, capture_output=True, text=True, env=os.environ)
-    if made.returncode:
-        line = made.stderr.strip().rpartition("\n")[2]
-        raise UserError(f"{' '.join(command[1:3])} failed: {line}")
-    return made.stdout
-
-
-def _last_line(command: list[str]) -> dict[str, Any]:
-    return json.loads(_run(command).strip().rpartition("\n")[2])
 
 
 def _show(found: dict[str, list[dict[str, float]]], words: int) -> dict[str, Any]:

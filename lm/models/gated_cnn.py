@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.config import check_range
-from lm.nn.base import Head, ModelConfig, Output, TokenEmbedder
+from lm.nn.base import Head, ModelConfig, Output, TokenEmbedder, last_token
 from lm.nn.convolution import last_inputs, windows
 from lm.nn.dropout import Dropout
 from lm.nn.layers import Einsum, Norm
@@ -143,13 +143,12 @@ class Model(nn.Module):
         """
         del cache_len
         hidden, read = self._read(batch, True)
-        lengths = (batch["segment_ids"] > 0).sum(axis=1)
+        real = batch["segment_ids"] > 0
+        lengths = real.sum(axis=1)
         config = self.config
         C = (config.width - 1) * max(map(config.dilation, range(config.num_layers)))
         cache = jnp.stack([last_inputs(x, lengths, C) for x in read])
-        last = jnp.maximum(lengths - 1, 0)
-        hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
-        return self._output(hidden).logits.dense()[:, 0], cache
+        return self._output(last_token(hidden, real)).logits.dense()[:, 0], cache
 
     def step(
         self, tokens: Array, positions: Array, cache: PyTree

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lm.nn.attention import Mask
-from lm.nn.base import Head, Output, row_positions
+from lm.nn.base import Head, Output, last_token, row_positions
 from lm.nn.transformer import (
     Context,
     Embedder,
@@ -90,9 +90,7 @@ class Model(nn.Module):
         if prefix is not None:
             prefix = jnp.pad(prefix, ((0, 0), (0, cache_len - prefix.shape[1])))
         hidden, cache = self.extend(inputs, positions, index, cache, prefix)
-        last = jnp.maximum(real.sum(axis=1) - 1, 0)
-        hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
-        return self._output(hidden).logits.dense()[:, 0], cache
+        return self._output(last_token(hidden, real)).logits.dense()[:, 0], cache
 
     def step(
         self, tokens: Array, positions: Array, cache: PyTree

@@ -8,9 +8,8 @@ Axes: B batch, T time, D emb_dim, R units, V vocab, L layers.
 from dataclasses import dataclass
 
 import flax.linen as nn
-import jax.numpy as jnp
 
-from lm.nn.base import Head, Output, TokenEmbedder
+from lm.nn.base import Head, Output, TokenEmbedder, last_token
 from lm.nn.layers import Einsum
 from lm.nn.recurrent import RecurrentConfig, Stack, State, document_starts
 from lm.types import Array, Batch
@@ -74,9 +73,7 @@ class Model(nn.Module):
         del cache_len
         real = batch["segment_ids"] > 0
         hidden, state = self.extend(batch["inputs"], None, real)
-        last = jnp.maximum(real.sum(axis=1) - 1, 0)
-        hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
-        return self._output(hidden).logits.dense()[:, 0], state
+        return self._output(last_token(hidden, real)).logits.dense()[:, 0], state
 
     def step(
         self, tokens: Array, positions: Array, cache: State

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 
 from lm.config import check_range
 from lm.nn import attention
-from lm.nn.base import Head, Output, TokenEmbedder
+from lm.nn.base import Head, Output, TokenEmbedder, last_token
 from lm.nn.layers import Einsum, declare
+from lm.nn.losses import Logits
 from lm.nn.recurrent import Reads, RecurrentConfig, Stack, State, document_starts
 from lm.types import Array, Batch
 
@@ -139,9 +140,10 @@ class Model(nn.Module):
         memory = self._encode(batch, deterministic)
         documents = batch.get("segment_ids", jnp.ones_like(batch["inputs"]))
         starts = document_starts(batch)
-        return self._decode(batch["inputs"], memory, documents, starts, deterministic)[
-            0
-        ]
+        hidden, states, _ = self._decode(
+            batch["inputs"], memory, documents, starts, deterministic
+        )
+        return Output(hidden, self._logits(states))
 
     def hidden(self, batch: Batch, deterministic: bool = True) -> Array:
         """Returns the encoder's states [B, T, 2 R] of `inputs`, as an encoder would."""
@@ -160,13 +162,12 @@ class Model(nn.Module):
         del cache_len
         real = batch["segment_ids"] > 0
         memory = self._encode(batch, True)
-        output, state = self._decode(
+        _, states, state = self._decode(
             batch["inputs"], memory, jnp.ones_like(batch["inputs"]), real=real
         )
-        last = jnp.maximum(real.sum(axis=1) - 1, 0)
-        logits = jnp.take_along_axis(output.logits.dense(), last[:, None, None], axis=1)
+        logits = self._logits(last_token(states, real)).dense()[:, 0]
         # Rows are the second axis of a cache.
-        return logits[:, 0], (state, jax.tree.map(lambda leaf: leaf[None], memory))
+        return logits, (state, jax.tree.map(lambda leaf: leaf[None], memory))
 
     def step(self, tokens: Array, positions: Array, cache: Any) -> tuple[Array, Any]:
         """Reads one token [B] of each row; as `prefill`. Positions are of no use."""
@@ -174,8 +175,10 @@ class Model(nn.Module):
         state, kept = cache
         memory = jax.tree.map(lambda leaf: leaf[0], kept)
         inputs = tokens[:, None]
-        output, state = self._decode(inputs, memory, jnp.ones_like(inputs), state=state)
-        return output.logits.dense()[:, 0], (state, kept)
+        _, states, state = self._decode(
+            inputs, memory, jnp.ones_like(inputs), state=state
+        )
+        return self._logits(states).dense()[:, 0], (state, kept)
 
     def _encode(self, batch: Batch, deterministic: bool) -> Memory:
         inputs = batch["encoder_inputs"]
@@ -194,11 +197,17 @@ class Model(nn.Module):
         deterministic: bool = True,
         state: State | None = None,
         real: Array | None = None,
-    ) -> tuple[Output, State]:
-        """Reads tokens [B, T] of these documents; as `Stack`."""
+    ) -> tuple[Array, Array, State]:
+        """Reads tokens [B, T] of these documents; as `Stack`.
+
+        Returns:
+            What the decoder says, what logits are made of [B, T, D], and the new state.
+        """
         x = self.embedder.token(inputs)
         reads = self.cross_attention.reads(memory, documents)
         hidden, state = self.decoder(x, starts, deterministic, state, real, reads)
         both = jnp.concatenate([hidden, x.astype(hidden.dtype)], axis=-1)
-        states = jnp.tanh(self.transform(both))
-        return Output(hidden, self.head(states, self.embedder.token.embedding)), state
+        return hidden, jnp.tanh(self.transform(both)), state
+
+    def _logits(self, states: Array) -> Logits:
+        return self.head(states, self.embedder.token.embedding)

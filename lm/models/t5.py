@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lm.nn.attention import Mask
-from lm.nn.base import Head, Output, row_positions
+from lm.nn.base import Head, Output, last_token, row_positions
 from lm.nn.dropout import Dropout
 from lm.nn.transformer import (
     Context,
@@ -128,9 +128,10 @@ class Model(nn.Module):
         index = jnp.where(real, positions, cache_len)
         sources = batch["encoder_segment_ids"]
         hidden, cache = self._cached(inputs, positions, index, sources, cache, memory)
-        last = jnp.maximum(real.sum(axis=1) - 1, 0)
-        hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
-        return self._output(hidden).logits.dense()[:, 0], (cache, sources[None])
+        return self._output(last_token(hidden, real)).logits.dense()[:, 0], (
+            cache,
+            sources[None],
+        )
 
     def step(
         self, tokens: Array, positions: Array, cache: PyTree

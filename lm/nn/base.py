@@ -159,6 +159,17 @@ def row_positions(ids: Array, positions: Array | None) -> Array:
     return jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
 
 
+def last_token(states: Array, real: Array) -> Array:
+    """Returns the states [B, 1, D] of each row's last token; of padding, the first.
+
+    Args:
+        states: [B, T, D].
+        real: [B, T] bool, where tokens are none of padding, which is on the right.
+    """
+    last = jnp.maximum(real.sum(axis=1) - 1, 0)
+    return jnp.take_along_axis(states, last[:, None, None], axis=1)
+
+
 def predicting(hidden: Array, batch: Batch) -> Array:
     """Returns those of the states [B, T, D] whose tokens are to be predicted.
 

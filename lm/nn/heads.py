@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lm.nn import layers
+from lm.nn.base import last_token
 from lm.nn.crf import Chains
 from lm.nn.dropout import Dropout
 from lm.nn.layers import Einsum, declare
@@ -38,8 +39,7 @@ def pool(hidden: Array, segment_ids: Array, how: str) -> Array:
     if how == "first":
         return hidden[:, 0]
     if how == "last":
-        last = jnp.maximum(real.sum(axis=1, keepdims=True) - 1, 0)
-        return jnp.take_along_axis(hidden, last, axis=1)[:, 0] * real.any(axis=1)
+        return last_token(hidden, real[:, :, 0])[:, 0] * real.any(axis=1)
     if how == "max":
         low = jnp.where(real, hidden, jnp.finfo(hidden.dtype).min).max(axis=1)
         return jnp.where(real.any(axis=1), low, 0)

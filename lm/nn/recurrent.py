@@ -163,6 +163,23 @@ class Reads(NamedTuple):
     about: Any
 
 
+class Context(NamedTuple):
+    """What the layers of a stack share.
+
+    Attributes:
+        starts: [T, B, 1] bool, where the state before is forgotten; or None.
+        real: [T, B, 1] bool, False where the state stays as it is; or None.
+        deterministic: Whether dropout is off.
+        reads: What the first layer also reads, [T, B, M], and then says as well; or
+            None.
+    """
+
+    starts: Array | None
+    real: Array | None
+    deterministic: bool
+    reads: Reads | None = None
+
+
 class Direction(nn.Module):
     """One layer in one direction.
 
@@ -175,26 +192,12 @@ class Direction(nn.Module):
     reverse: bool = False
 
     @nn.compact
-    def __call__(
-        self,
-        x: Array,
-        state: State,
-        starts: Array | None,
-        real: Array | None,
-        deterministic: bool,
-        reads: Reads | None = None,
-    ) -> tuple[Array, State]:
+    def __call__(self, x: Array, state: State, context: Context) -> tuple[Array, State]:
         """Maps [T, B, D] to [T, B, R], and a state to that behind the last token.
 
-        Args:
-            x: What comes in.
-            state: Before the first token.
-            starts: [T, B, 1] bool, where the state before is forgotten; or None.
-            real: [T, B, 1] bool, False where the state stays as it is; or None.
-            deterministic: Whether dropout is off.
-            reads: What it also reads, [T, B, M], and then says as well; or None.
+        With something to read it says [T, B, R + M].
         """
-        config = self.config
+        config, reads = self.config, context.reads
         cell, R = CELLS[config.cell], config.units
         size, axes = cell.num_gates * R, ("embed", "mlp")
         inputs = Einsum(
@@ -217,7 +220,7 @@ class Direction(nn.Module):
 
         kernel = declare_kernel("kernel", R)
         kept, norms = None, [lambda u: u, lambda c: c]
-        if config.recurrent_dropout_rate and not deterministic:
+        if config.recurrent_dropout_rate and not context.deterministic:
             ones = jnp.ones((x.shape[1], R))
             rng = self.make_rng("dropout")
             kept = drop(rng, config.recurrent_dropout_rate, ones)
@@ -247,7 +250,7 @@ class Direction(nn.Module):
             return new, said.astype(config.dtype)
 
         about = None if reads is None else reads.about
-        now = (inputs, starts, real, about)
+        now = (inputs, context.starts, context.real, about)
         state, y = jax.lax.scan(step, state, now, reverse=self.reverse)
         return constrain(y, "length", "batch", "act_embed"), state
 
@@ -269,26 +272,17 @@ class Layer(nn.Module):
     both: bool = False
 
     @nn.compact
-    def __call__(
-        self,
-        x: Array,
-        state: State,
-        starts: Array | None,
-        real: Array | None,
-        deterministic: bool,
-        reads: Reads | None = None,
-    ) -> tuple[Array, State]:
+    def __call__(self, x: Array, state: State, context: Context) -> tuple[Array, State]:
         """Maps as `Direction`; of both, x to [T, B, 2 R], and the state forwards."""
-        forward = Direction(self.config, name="forward")
-        y, after = forward(x, state, starts, real, deterministic, reads)
+        y, after = Direction(self.config, name="forward")(x, state, context)
         if not self.both:
             return y, after
-        ends = starts
-        if starts is not None:  # backwards a document begins where it ends
-            ends = jnp.concatenate([starts[1:], jnp.ones_like(starts[:1])])
+        ends = context.starts
+        if ends is not None:  # backwards a document begins where it ends
+            ends = jnp.concatenate([ends[1:], jnp.ones_like(ends[:1])])
         backward = Direction(self.config, reverse=True, name="backward")
         zeros = jax.tree.map(jnp.zeros_like, state)
-        z, _ = backward(x, zeros, ends, real, deterministic)
+        z, _ = backward(x, zeros, context._replace(starts=ends, reads=None))
         return jnp.concatenate([y, z], axis=-1), after
 
 
@@ -333,12 +327,13 @@ class Stack(nn.Module):
         starts, real = (
             None if each is None else each.T[:, :, None] for each in (starts, real)
         )
+        context = Context(starts, real, deterministic, reads)
         after = []
         for i in range(config.num_layers):
             before = tuple(each[i] for each in state)
             layer = Layer(config, self.both, name=f"layers_{i}")
-            x, new = layer(x, before, starts, real, deterministic, reads)
-            reads = None
+            x, new = layer(x, before, context)
+            context = context._replace(reads=None)
             x = dropout(x, deterministic)
             after.append(new)
         return x.swapaxes(0, 1), tuple(jnp.stack(each) for each in zip(*after))

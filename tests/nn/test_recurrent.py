@@ -10,6 +10,7 @@ from lm import tree
 from lm.nn.recurrent import (
     CELLS,
     EPS,
+    Context,
     Direction,
     RecurrentConfig,
     Stack,
@@ -100,7 +101,7 @@ def by_hand(params, cell, texts, *, norm=False):
 def run(module, params, x, starts):
     state = tuple(each[0] for each in init_state(module.config, B))
     starts = None if starts is None else starts.T[:, :, None]
-    arguments = (x.swapaxes(0, 1), state, starts, None, True)
+    arguments = (x.swapaxes(0, 1), state, Context(starts, None, True))
     y, state = jax.jit(lambda p: module.apply({"params": p}, *arguments))(params)
     return np.asarray(y.swapaxes(0, 1)), state
 
@@ -108,7 +109,7 @@ def run(module, params, x, starts):
 def make(cell, **options):
     module = Direction(config(cell=cell, **options))
     state = tuple(each[0] for each in init_state(module.config, B))
-    return module, draw(module, jnp.zeros((T, B, D)), state, None, None, True)
+    return module, draw(module, jnp.zeros((T, B, D)), state, Context(None, None, True))
 
 
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "layer_norm"])
@@ -202,7 +203,7 @@ def test_recurrent_dropout_leaves_out_the_same_units_of_every_state():
 
     def said(deterministic, seed=0):
         rngs = {"dropout": jax.random.key(seed)}
-        arguments = (x, state, None, None, deterministic)
+        arguments = (x, state, Context(None, None, deterministic))
         return module.apply({"params": params}, *arguments, rngs=rngs)[0]
 
     kernel, bias = np.asarray(params["kernel"]), np.asarray(params["input"]["bias"])
