@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.config import check_choice, check_range
+from lm.nn import pipeline
 from lm.nn import positions as position_codes
 from lm.nn.attention import IMPLEMENTATIONS, Mask, dot_product_attention
 from lm.nn.base import ModelConfig
@@ -86,6 +87,8 @@ class TransformerConfig(ModelConfig):
             does not grow with L.
         scan_unroll: Layers that are compiled side by side in a scan: more take longer
             to compile and are faster to run, on a CPU.
+        pipeline_microbatches: Parts of a batch, which follow each other through the
+            stages of `mesh.pipeline`; 0 or 1 means none (`lm.nn.pipeline`).
         remat: What the backward pass recomputes: `none`, `full`, `dots` (all but
             matmuls), `dots_no_batch` (all but the matmuls with parameters).
     """
@@ -123,6 +126,7 @@ class TransformerConfig(ModelConfig):
     attention: str = "auto"
     scan_layers: bool = True
     scan_unroll: int = 1
+    pipeline_microbatches: int = 0
     remat: str = "none"
 
     def __post_init__(self):
@@ -141,7 +145,7 @@ class TransformerConfig(ModelConfig):
         for name in (
             *("num_kv_heads", "head_dim", "mlp_dim", "window", "global_every"),
             *("norm_eps", "position_offset", "rope_local_theta", "attention_scale"),
-            *("attention_softcap", "logit_softcap"),
+            *("attention_softcap", "logit_softcap", "pipeline_microbatches"),
         ):
             check_range(f"model.{name}", getattr(self, name), 0)
         check_range("model.attention_dropout_rate", self.attention_dropout_rate, 0, 1)
@@ -161,6 +165,16 @@ class TransformerConfig(ModelConfig):
             raise UserError(
                 f"model.num_heads {self.num_heads} does not divide by "
                 f"model.num_kv_heads {self.kv_heads}"
+            )
+        if self.pipeline_microbatches > 1 and self.share_layers:
+            raise UserError(
+                "layers of a pipeline have parameters of their own; set "
+                "model.share_layers=False or model.pipeline_microbatches=0"
+            )
+        if self.pipeline_microbatches > 1 and not self.scan_layers:
+            raise UserError(
+                "layers of a pipeline are stacked; set model.scan_layers=True or "
+                "model.pipeline_microbatches=0"
             )
         if self.position_encoding == "rotary" and self.head_size % 2:
             raise UserError(
@@ -465,7 +479,8 @@ class Stack(nn.Module):
     ) -> tuple[Array, PyTree]:
         """Maps [B, T, D] to [B, T, D], and a cache to the new one.
 
-        A cache has leaves [L, …]; without `scan_layers` it may be a list of L.
+        A cache has leaves [L, …]; without `scan_layers` it may be a list of L. With one
+        there is no pipeline: a token has to leave all stages before the next enters.
         """
         config, L = self.config, self.num_layers
         if config.position_encoding == "relative":
@@ -487,7 +502,14 @@ class Stack(nn.Module):
         is_global = None
         if config.global_every:
             is_global = (jnp.arange(L) + 1) % config.global_every == 0
-        if config.scan_layers:
+        parts = 0
+        if cache is None and not self.is_initializing():
+            parts = pipeline.choose(config, x.shape[0], context.deterministic)
+        if parts:
+            x = self._pipelined(
+                block(*arguments, parent=None), x, context, is_global, parts
+            )
+        elif config.scan_layers:
             shares = config.share_layers
             layers = nn.scan(
                 block,
@@ -523,6 +545,35 @@ class Stack(nn.Module):
         if config.norm_position != "post":
             x = make_norm(config, "final_norm")(x)
         return x, cache
+
+    def _pipelined(
+        self,
+        block: nn.Module,
+        x: Array,
+        context: Context,
+        is_global: Array | None,
+        parts: int,
+    ) -> Array:
+        """Runs the layers [L, …] in microbatches; maps [B, T, D] to [B, T, D]."""
+
+        def layer(own, x, context, key):
+            params, alone = own
+            rngs = None if key is None else {"dropout": key}
+            return block.apply({"params": params}, x, None, context, alone, rngs=rngs)
+
+        params = nn.unbox(self.variables["params"]["layers"])
+        drops = not context.deterministic and self.has_rng("dropout")
+        rng = self.make_rng("dropout") if drops else None
+        x, _ = pipeline.run(
+            layer,
+            (params, is_global),
+            x,
+            context,
+            rng,
+            microbatches=parts,
+            unroll=self.config.scan_unroll,
+        )
+        return constrain(x, "batch", "length", "act_embed")
 
     def _relative_bias(self, context: Context, T: int, S: int) -> Array:
         """Returns [1 | B, N, T, S], Raffel et al. (2020), section 2.1."""

@@ -17,7 +17,7 @@ from lm.types import Params, UserError
 # Fields of a model that do not touch what its parameters mean.
 _OWN = (
     *("dropout_rate", "attention_dropout_rate", "attention", "dtype"),
-    *("remat", "scan_unroll", "embedding_from"),
+    *("remat", "scan_unroll", "pipeline_microbatches", "embedding_from"),
 )
 
 # Fields of a task that are found rather than given, if they are ().

@@ -18,6 +18,7 @@ from lm import metrics as metrics_lib
 from lm import sharding, tree
 from lm.adapt import lora
 from lm.data.pipeline import Pipeline, build_pipeline
+from lm.nn import pipeline
 from lm.tasks import Task, build_task
 from lm.text.tokenizers import Tokenizer
 from lm.train import perf, report
@@ -120,6 +121,8 @@ def check_batches(config: Config, mesh: Mesh) -> None:
                 f"{name} is {size}, which does not divide over {shards} devices "
                 f"({axes}); make it a multiple"
             )
+    rows = config.batch_size // config.grad_accum_steps // shards
+    pipeline.check(config.model, rows, mesh.shape[pipeline.AXIS])
 
 
 def train(config: Config, workdir: Path, profile: range = range(0)) -> dict[str, Any]:

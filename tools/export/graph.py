@@ -117,7 +117,11 @@ def build(loaded: Loaded, lengths: Sequence[int] = ()) -> Graph:
     """
     task: Any = loaded.task
     config = replace_known(
-        loaded.config.model, scan_layers=False, remat="none", dtype="float32"
+        loaded.config.model,
+        scan_layers=False,
+        pipeline_microbatches=0,
+        remat="none",
+        dtype="float32",
     )
     model: Any = task.build_model(config)
     prefix_lm = getattr(task, "prefix_lm", getattr(task.config, "prefix_lm", False))

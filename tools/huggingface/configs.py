@@ -24,7 +24,7 @@ from tools.huggingface.tensors import Tensor
 OWN = (
     *("name", "dropout_rate", "attention_dropout_rate", "attention", "dtype", "remat"),
     *("scan_layers", "init_stddev", "embed_stddev", "max_len", "tie_embeddings"),
-    "embedding_from",
+    *("embedding_from", "scan_unroll", "pipeline_microbatches"),
 )
 
 
