@@ -198,7 +198,8 @@ def batch_axes(config: MeshConfig | None = None) -> tuple[str, ...]:
     """
     current = parse_rules(config) if config else nn.get_logical_axis_rules()
     rules = current or parse_rules(MeshConfig())
-    return next((tuple(axes) for name, axes in rules if name == "batch"), ())
+    found = (axes for name, axes in rules if name == "batch")
+    return tuple(next(found, None) or ())
 
 
 def batch_sharding(mesh: Mesh, config: MeshConfig | None = None) -> NamedSharding:

@@ -67,7 +67,7 @@ def test_the_mesh_uses_all_devices(asked, shape):
 )
 def test_a_mesh_that_does_not_fit_is_told_one_that_does(asked, proposed):
     with pytest.raises(UserError, match=r"does not fit 8 devices; set mesh ") as error:
-        build_mesh(MeshConfig(**asked), jax.devices())
+        build_mesh(MeshConfig(**asked), jax.devices())  # pyright: ignore
     fit = str(error.value).split("set mesh ")[1]
     values = dict(part.split("=") for part in proposed.split(" x "))
     given = dict(part.split("=") for part in fit.split(" x "))
@@ -75,7 +75,7 @@ def test_a_mesh_that_does_not_fit_is_told_one_that_does(asked, proposed):
         "data": values["data"]
     }
     shape = {axis: int(n) for axis, n in given.items()}
-    assert build_mesh(MeshConfig(**shape), jax.devices()).size == 8
+    assert build_mesh(MeshConfig(**shape), jax.devices()).size == 8  # pyright: ignore
 
 
 def test_data_goes_across_slices():

@@ -113,7 +113,8 @@ def run(
     """Runs a stack in microbatches, on as many stages as the current mesh has.
 
     Args:
-        layer: `(of layers, x [b, T, D], context, key) -> (x, aux)`, one layer.
+        layer: `(of layers, x [b, T, D], context, key) -> (x, aux)`, one layer; `aux`
+            has leaves [b, …].
         layers: What layers have each of their own, leaves [L, …].
         x: [B, T, D].
         context: Leaves [B, …] are of the rows, and go with them from stage to stage;
@@ -123,7 +124,7 @@ def run(
         unroll: Layers that are compiled side by side.
 
     Returns:
-        x [B, T, D], and the sum of `aux` over microbatches, leaves [L, …].
+        x [B, T, D], and `aux`, leaves [L, B, …].
 
     Raises:
         UserError: If the layers do not divide into stages.
@@ -203,16 +204,18 @@ def run(
     # number and zeros is one all-reduce; a slice would gather all.
     is_last = (stages == S - 1).reshape(1, S, *[1] * (x.ndim - 2))
     x = jnp.where(is_last, x[S - 1 :], 0).sum(axis=1)
-    microbatch = turns[:, None] - stages[None]
-    works = (microbatch >= 0) & (microbatch < M)
 
-    def total(leaf: Array) -> Array:
-        """[M + S - 1, S, L / S, …] to [L, …]."""
-        real = works.reshape(*works.shape, *[1] * (leaf.ndim - 2))
-        return jnp.where(real, leaf, 0).sum(axis=0).reshape(L, *leaf.shape[3:])
+    def collect(leaf: Array) -> Array:
+        """[M + S - 1, S, L / S, b, …] to [L, B, …], without turns that had no work."""
+        works = jax.vmap(
+            lambda leaf, stage: jax.lax.dynamic_slice_in_dim(leaf, stage, M),
+            in_axes=(1, 0),
+        )(leaf, stages)
+        rows = jnp.moveaxis(works, 1, 3)  # [S, L / S, b, M, …]
+        return rows.reshape(L, B, *rows.shape[4:])
 
     x = _lay(x.swapaxes(0, 1).reshape(B, *x.shape[2:]), batch_axes())
-    return x, jax.tree.map(total, aux)
+    return x, jax.tree.map(collect, aux)
 
 
 def _stages() -> int:
