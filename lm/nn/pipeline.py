@@ -137,85 +137,96 @@ def run(
             f"{L} layers do not divide into mesh.pipeline={S} stages; set it to "
             f"{fitting}, or change the number of layers"
         )
-    stages, turns = jnp.arange(S), jnp.arange(M + S - 1)
     leaves, structure = jax.tree.flatten(context)
     moves = [leaf.shape[:1] == (B,) for leaf in leaves]
+    stages, turns = jnp.arange(S), jnp.arange(M + S - 1)
 
-    def enter(leaf: Array) -> Array:
-        """Returns [M + S - 1, S, b, …], what the first stage is given at each turn.
-
-        Each stage has a copy, whose gradients are summed once, after the last turn.
-
-        As in gradient accumulation, microbatch i has rows i, i + M, …, so that each
-        device keeps its own. A stage without work repeats the last one: that is of no
-        account, but zeros could become NaN in it, and then in the gradient.
-        """
-        parts = leaf.reshape(B // M, M, *leaf.shape[1:]).swapaxes(0, 1)
-        parts = jnp.pad(parts, [(0, S - 1)] + [(0, 0)] * (parts.ndim - 1), "edge")
-        parts = jnp.broadcast_to(parts[:, None], (len(turns), S, *parts.shape[1:]))
-        return _lay(parts, None, AXIS, batch_axes())
-
-    def split(leaf: Array) -> Array:
-        """[L, …] to [S, L / S, …]."""
-        return _lay(leaf.reshape(S, L // S, *leaf.shape[1:]), AXIS)
-
-    def repeat(leaf: Array) -> Array:
-        """[…] to [S, …]: each stage sums a gradient of its own."""
-        return _lay(jnp.broadcast_to(leaf, (S, *leaf.shape)), AXIS)
-
-    def run_stage(layers, numbers, microbatch, moving, shared) -> tuple[Array, PyTree]:
+    def run_stage(own, microbatch, moving, shared) -> tuple[Array, PyTree]:
         x, *rows = moving
         rows, shared = iter(rows), iter(shared)
         context = structure.unflatten([next(rows if m else shared) for m in moves])
         key = None if rng is None else jax.random.fold_in(rng, microbatch)
 
-        def body(x: Array, this: Any) -> tuple[Array, PyTree]:
-            one, number = this
-            own = None if key is None else jax.random.fold_in(key, number)
-            return layer(one, x, context, own)
+        def body(x: Array, one: Any) -> tuple[Array, PyTree]:
+            number, layer_own = one
+            layer_key = None if key is None else jax.random.fold_in(key, number)
+            return layer(layer_own, x, context, layer_key)
 
-        return jax.lax.scan(body, x, (layers, numbers), unroll=min(unroll, L // S))
+        return jax.lax.scan(body, x, own, unroll=min(unroll, L // S))
 
-    layers, numbers = jax.tree.map(split, layers), split(jnp.arange(L))
-    shared = [repeat(leaf) for leaf, m in zip(leaves, moves) if not m]
-    entering = [enter(leaf) for leaf in (x, *(v for v, m in zip(leaves, moves) if m))]
     run_stages = jax.vmap(run_stage, spmd_axis_name=AXIS if S > 1 else None)
+    own = jax.tree.map(lambda leaf: _split(leaf, S), (jnp.arange(L), layers))
+    # Each stage has a copy of what is shared, so that it sums a gradient of its own.
+    shared = [_copies(leaf, S) for leaf, m in zip(leaves, moves) if not m]
+    moving = [x, *(leaf for leaf, m in zip(leaves, moves) if m)]
+    entering = [_enter(leaf, M, S) for leaf in moving]
 
     def turn(held: list[Array], this: Any) -> tuple[list[Array], Any]:
         number, new = this
-
-        def hand_on(held: Array, new: Array) -> Array:
-            is_first = stages.reshape(S, *[1] * (new.ndim - 1)) == 0
-            moved = jax.lax.pad(
-                held,
-                jnp.zeros((), held.dtype),
-                [(1, -1, 0)] + [(0, 0, 0)] * (held.ndim - 1),
-            )
-            return _lay(jnp.where(is_first, new, moved), AXIS, batch_axes())
-
-        _, *rows = held = [hand_on(*pair) for pair in zip(held, new)]
-        x, aux = run_stages(layers, numbers, number - stages, held, shared)
+        _, *rows = held = [_hand_on(*pair) for pair in zip(held, new)]
+        x, aux = run_stages(own, number - stages, held, shared)
         x = _lay(x, AXIS, batch_axes())
         return [x, *rows], (x, aux)
 
     _, (x, aux) = jax.lax.scan(turn, [v[0] for v in entering], (turns, entering))
+    return _leave(x, M, S), jax.tree.map(lambda leaf: _collect(leaf, M), aux)
 
-    # What the last stage made, from when the first microbatch reached it. A sum of one
-    # number and zeros is one all-reduce; a slice would gather all.
-    is_last = (stages == S - 1).reshape(1, S, *[1] * (x.ndim - 2))
-    x = jnp.where(is_last, x[S - 1 :], 0).sum(axis=1)
 
-    def collect(leaf: Array) -> Array:
-        """[M + S - 1, S, L / S, b, …] to [L, B, …], without turns that had no work."""
-        works = jax.vmap(
-            lambda leaf, stage: jax.lax.dynamic_slice_in_dim(leaf, stage, M),
-            in_axes=(1, 0),
-        )(leaf, stages)
-        rows = jnp.moveaxis(works, 1, 3)  # [S, L / S, b, M, …]
-        return rows.reshape(L, B, *rows.shape[4:])
+def _enter(leaf: Array, M: int, S: int) -> Array:
+    """Maps [B, …] to [M + S - 1, S, b, …], what the first stage is given at each turn.
 
-    x = _lay(x.swapaxes(0, 1).reshape(B, *x.shape[2:]), batch_axes())
-    return x, jax.tree.map(collect, aux)
+    As in gradient accumulation, microbatch i has rows i, i + M, …, so that each device
+    keeps its own. A stage without work repeats a microbatch: that is of no account, but
+    zeros could become NaN in it, and then in the gradient. Each stage has a copy, so
+    that gradients are summed over stages once and not at every turn.
+    """
+    leaf = leaf.reshape(-1, M, *leaf.shape[1:]).swapaxes(0, 1)
+    leaf = jnp.pad(leaf, [(0, S - 1)] + [(0, 0)] * (leaf.ndim - 1), "edge")
+    leaf = jnp.broadcast_to(leaf[:, None], (M + S - 1, S, *leaf.shape[1:]))
+    return _lay(leaf, None, AXIS, batch_axes())
+
+
+def _split(leaf: Array, S: int) -> Array:
+    """Maps [L, …] to [S, L / S, …]."""
+    return _lay(leaf.reshape(S, -1, *leaf.shape[1:]), AXIS)
+
+
+def _copies(leaf: Array, S: int) -> Array:
+    """Maps […] to [S, …]."""
+    return _lay(jnp.broadcast_to(leaf, (S, *leaf.shape)), AXIS)
+
+
+def _hand_on(held: Array, new: Array) -> Array:
+    """Gives each stage what the one before it held [S, …], and the first what is new.
+
+    A shift is a roll without the way from the last stage to the first.
+    """
+    shift = [(1, -1, 0)] + [(0, 0, 0)] * (held.ndim - 1)
+    shifted = jax.lax.pad(held, jnp.zeros((), held.dtype), shift)
+    is_first = jnp.arange(len(held)).reshape(-1, *[1] * (held.ndim - 1)) == 0
+    return _lay(jnp.where(is_first, new, shifted), AXIS, batch_axes())
+
+
+def _leave(x: Array, M: int, S: int) -> Array:
+    """Maps [M + S - 1, S, b, …] to [B, …], what the last stage made of microbatches.
+
+    A sum of one number and zeros is an all-reduce; a slice could gather all.
+    """
+    is_last = jnp.arange(S).reshape(1, S, *[1] * (x.ndim - 2)) == S - 1
+    x = jnp.where(is_last, x[-M:], 0).sum(axis=1).swapaxes(0, 1)
+    return _lay(x.reshape(-1, *x.shape[2:]), batch_axes())
+
+
+def _collect(leaf: Array, M: int) -> Array:
+    """Maps [M + S - 1, S, L / S, b, …] to [L, B, …]; leaves out turns without work."""
+
+    def of_stage(leaf: Array, stage: Array) -> Array:
+        return jax.lax.dynamic_slice_in_dim(leaf, stage, M)
+
+    S, layers, b = leaf.shape[1:4]
+    found = jax.vmap(of_stage, (1, 0))(leaf, jnp.arange(S))
+    rows = jnp.moveaxis(found, 1, 3)  # [S, L / S, b, M, …]
+    return rows.reshape(S * layers, b * M, *rows.shape[4:])
 
 
 def _stages() -> int:
