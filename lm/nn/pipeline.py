@@ -181,7 +181,8 @@ def _enter(leaf: Array, M: int, S: int) -> Array:
     that gradients are summed over stages once and not at every turn.
     """
     leaf = leaf.reshape(-1, M, *leaf.shape[1:]).swapaxes(0, 1)
-    leaf = jnp.pad(leaf, [(0, S - 1)] + [(0, 0)] * (leaf.ndim - 1), "edge")
+    leaf = _lay(leaf, None, batch_axes())
+    leaf = jnp.concatenate([leaf, *[leaf[-1:]] * (S - 1)])
     leaf = jnp.broadcast_to(leaf[:, None], (M + S - 1, S, *leaf.shape[1:]))
     return _lay(leaf, None, AXIS, batch_axes())
 
