@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lm.sharding import parts
 from lm.types import Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -62,15 +63,17 @@ class Einsum(nn.Module):
         init = _normal(self.stddev or fan_in**-0.5)
         shape = (*self.in_shape, *self.out_shape)
         kernel = declare(self, "kernel", init, self.axes, shape)
-        # One matmul of two axes: XLA has no faster form for any of our shapes.
+        # One matmul of two axes: XLA has no faster form for any of our shapes. But what
+        # devices share along two axes would have to be gathered before they are one.
         leading = x.shape[: x.ndim - len(self.in_shape)]
-        y = x.astype(self.dtype).reshape(-1, fan_in) @ (
+        rows = (-1,) if parts("length") == 1 else leading
+        y = x.astype(self.dtype).reshape(*rows, fan_in) @ (
             kernel.astype(self.dtype).reshape(fan_in, -1)
         )
         if self.use_bias:
             axes = self.axes[len(self.in_shape) :]
             bias = declare(self, "bias", nn.initializers.zeros, axes, self.out_shape)
-            y += bias.astype(self.dtype).reshape(1, -1)
+            y += bias.astype(self.dtype).reshape(*[1] * len(rows), -1)
         return y.reshape(*leading, *self.out_shape)
 
 
