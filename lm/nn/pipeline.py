@@ -4,13 +4,15 @@ A batch is cut into M microbatches, and the L layers into S stages, over the mes
 `pipeline`. At every turn each stage runs its layers on the microbatch that it holds and
 hands it on to the next (GPipe, Huang et al. 2019, https://arxiv.org/abs/1811.06965,
 section 2). All of it is one program, a map over the stages whose states are rolled by
-one place (GSPMD, Xu et al. 2021, https://arxiv.org/abs/2105.04663, section 3.3); XLA
-makes a collective permute of the roll, and the backward pass by differentiation.
+one place (GSPMD, Xu et al. 2021, https://arxiv.org/abs/2105.04663, section 3.3), of
+which XLA makes a collective permute; the backward pass is its derivative.
 
 M is the config's and not the mesh's: one device computes the same losses. The first and
 the last S - 1 turns leave stages without work, `bubble` of the time. Embedding and head
 are computed by all stages alike, unless `mesh.rules` has `vocab=tensor+pipeline`, which
-splits them over the stages.
+splits them over the stages. XLA sums the gradients of a stage over `data` at every turn
+and not once, and gathers its kernels over `fsdp` as often: fewer, larger microbatches
+send less, but have the larger bubble.
 
 Axes: B batch, b rows of a microbatch, T time, D emb_dim, L layers, S stages, M
 microbatches.
@@ -40,6 +42,18 @@ def bubble(stages: int, microbatches: int) -> float:
     0.2
     """
     return (stages - 1) / (microbatches + stages - 1)
+
+
+def describe(stages: int, microbatches: int) -> str:
+    """Says what a pipeline costs.
+
+    >>> describe(stages=4, microbatches=12)
+    '4 stages and 12 microbatches, so that a stage waits 20% of the time'
+    """
+    return (
+        f"{stages} stages and {microbatches} microbatches, so that a stage waits "
+        f"{bubble(stages, microbatches):.0%} of the time"
+    )
 
 
 def check(model: ModelConfig, rows: int, stages: int) -> None:

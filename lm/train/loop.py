@@ -175,6 +175,10 @@ def _train(run: Run, workdir: Path, profile: range) -> dict[str, Any]:
                 f"{jax.devices()[0].device_kind}"
                 + (f"; resumed at step {first_step}" if restored else "")
             )
+            stages = run.mesh.shape[pipeline.AXIS]
+            if stages > 1:
+                parts = getattr(config.model, "pipeline_microbatches", 0)
+                display.say(f"pipeline: {pipeline.describe(stages, parts)}")
             if first_step >= config.num_train_steps:
                 display.say(
                     f"nothing is left to do: num_train_steps is "
