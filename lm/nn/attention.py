@@ -314,6 +314,9 @@ def _splash(query: Array, key: Array, value: Array, mask: Mask, softcap: float):
 
 
 def _splash_kernel(T: int, S: int, mask: Mask, softcap: float, shards: int):
+    # The kernel's own default, 128, leaves a TPU's matrix unit waiting.
+    q = next(size for size in (512, 256, 128) if T // shards % size == 0)
+    kv = next(size for size in (512, 256, 128) if S % size == 0)
     if mask.window:
         ahead = 0 if mask.causal else mask.window - 1
         one = splash_attention_mask.LocalMask((T, S), (mask.window - 1, ahead), 0)
@@ -321,9 +324,7 @@ def _splash_kernel(T: int, S: int, mask: Mask, softcap: float, shards: int):
         one = splash_attention_mask.CausalMask((T, S))
     else:
         one = splash_attention_mask.FullMask((T, S))
-    # The kernel's own default, 128, leaves a TPU's matrix unit waiting.
-    q = next(size for size in (512, 256, 128) if T // shards % size == 0)
-    kv = next(size for size in (512, 256, 128) if S % size == 0)
+        shards = 1  # the same for all queries
     return splash_attention_kernel.make_splash_mha(
         splash_attention_mask.MultiHeadMask([one]),
         block_sizes=splash_attention_kernel.BlockSizes(
