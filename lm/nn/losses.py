@@ -10,6 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from lm.nn.platform import platform
 from lm.types import Array
 
 # Logits of one chunk, over all devices: 16 MiB on a CPU, whose caches are small, and
@@ -121,7 +122,7 @@ def _scan(states, kernel, bias, targets, weights, softcap, z_loss, differentiate
     """Sums over chunks of time; with `differentiate`, the gradients as well."""
     B, T, D = states.shape
     V = kernel.shape[0]
-    is_cpu = jax.default_backend() == "cpu"
+    is_cpu = platform() == "cpu"
     elements = CHUNK_ELEMENTS if is_cpu else ACCELERATOR_CHUNK_ELEMENTS
     count = max(1, min(T, -(-B * T * V // elements)))
     size = -(-T // count)
