@@ -36,7 +36,6 @@ _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _SOURCE = re.compile(r'op_name="([^"]*)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
-_KERNEL_NAME = re.compile(r"(?:^|/)([\w.\-]+)$")
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ def cost(text: str) -> Cost:
     """Returns what a program of this HLO does, loops counted for each trip."""
     computations, entry = parse(text)
     total = Cost()
-    _walk(computations, entry, 1.0, total)
+    _walk(computations, entry, 1.0, total, None, set())
     return total
 
 
@@ -210,9 +209,25 @@ def _shapes(text: str) -> Iterator[Shape]:
 
 
 def _walk(
-    computations: Mapping[str, Computation], name: str, times: float, total: Cost
+    computations: Mapping[str, Computation],
+    name: str,
+    times: float,
+    total: Cost,
+    fusion: Instruction | None,
+    seen: set[str],
 ) -> None:
-    """Adds what a computation does in so many runs."""
+    """Adds what a computation does in so many runs.
+
+    Args:
+        computations: By name.
+        name: Of the one.
+        times: How often it runs.
+        total: What is added to.
+        fusion: That it is inside of, if it is.
+        seen: Channels of the collectives that fusions have had. One that goes on while
+            other things are computed is in each of their fusions, and in the loops
+            between them.
+    """
     computation = computations.get(name, {})
     for instruction in computation.values():
         opcode = instruction.opcode
@@ -223,9 +238,14 @@ def _walk(
             trips = trip_count(computations, computation, instruction)
             total.endless += trips is None
             body = instruction.attribute("body").lstrip("%")
-            _walk(computations, body, times * (1 if trips is None else trips), total)
+            often = times * (1 if trips is None else trips)
+            _walk(computations, body, often, total, None, set(seen))
         elif kind in COLLECTIVES:
-            _collect(instruction, kind, times, total)
+            channel = instruction.attribute("channel_id")
+            if fusion is None or not channel or channel not in seen:
+                _collect(instruction, kind, times, total)
+            if fusion is not None:
+                seen.add(channel)
         elif opcode in ("dot", "convolution"):
             total.flops += times * _flops(computation, instruction)
         elif opcode == "custom-call":
@@ -235,8 +255,9 @@ def _walk(
                 if inner.opcode.removesuffix("-start") == "all-reduce":
                     _collect(inner, "reduce-scatter", times, total)
         elif opcode in ("fusion", "call", "conditional", "async-start"):
+            inside = instruction if opcode == "fusion" else fusion
             for other in instruction.called:
-                _walk(computations, other, times, total)
+                _walk(computations, other, times, total, inside, seen)
 
 
 def _is_reduce_scatter(fusion: Instruction) -> bool:
@@ -268,6 +289,10 @@ def _group_size(instruction: Instruction) -> int:
         return int(found[2])
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", instruction.rest):
         return found[1].count(",") + 1
+    if found := re.search(r"replica_groups=mesh\[(.*?)\] ?\{(.*?)\}", instruction.rest):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", found[2])
+        return math.prod(int(part or sizes.get(name, 1)) for name, part in axes)
     return 0
 
 
@@ -278,9 +303,9 @@ def _call_kernel(
     if not target or target[1] != "tpu_custom_call":
         return
     named = re.search(r'"?kernel_name"?[=:]\s*"([^"]+)"', call.rest)
-    name = named or _KERNEL_NAME.search(call.source)
+    name = named[1] if named else re.sub(r"\.\d+$", "", call.name)
     operands = (computation[o] for o in call.operands if o in computation)
-    kernel = total.kernels.setdefault(name[1] if name else call.name, Kernel())
+    kernel = total.kernels.setdefault(name, Kernel())
     kernel.calls += times
     kernel.shapes = tuple(shape for o in operands for shape in o.shapes)
 
