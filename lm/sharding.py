@@ -192,6 +192,13 @@ def constrain(x: Array, *axes: str | None) -> Array:
     return nn.with_logical_constraint(x, axes)
 
 
+def parts(axis: str) -> int:
+    """Returns how many parts the current mesh and rules split a logical axis into."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    found = (axes for name, axes in nn.get_logical_axis_rules() if name == axis)
+    return math.prod(shape.get(each, 1) for each in next(found, None) or ())
+
+
 def batch_axes(config: MeshConfig | None = None) -> tuple[str, ...]:
     """Returns the mesh axes that a batch's rows are split over.
 

@@ -19,10 +19,11 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel,
     splash_attention_mask,
 )
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lm.nn.dropout import drop
 from lm.nn.platform import platform
+from lm.sharding import constrain, parts
 from lm.types import Array
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
@@ -126,6 +127,9 @@ def dot_product_attention(
         ValueError: If the named implementation lacks an option that is asked for.
     """
     drops = dropout_rate > 0 and dropout_rng is not None
+    if parts("length") > 1:  # queries stay where they are, keys are gathered
+        axes = ("batch", None, "act_kv_heads", "head_dim")
+        key, value = constrain(key, *axes), constrain(value, *axes)
     scale = scale or query.shape[-1] ** -0.5
     lacking = {
         "xla": "",
@@ -146,9 +150,18 @@ def dot_product_attention(
 
 
 def _xla(query, key, value, mask, bias, softcap, dropout_rate, rng) -> Array:
-    T, S = query.shape[1], key.shape[1]
+    B, T, N, _ = query.shape
+    S = key.shape[1]
     blocks = 1
-    if mask.causal and mask.prefix is None and mask.query_index is None and T == S:
+    # Where devices share the queries of a row, a block would be one device's alone.
+    is_whole = parts("length") == 1
+    if (
+        is_whole
+        and mask.causal
+        and mask.prefix is None
+        and mask.query_index is None
+        and T == S
+    ):
         while (
             blocks < MAX_CAUSAL_BLOCKS
             and T % (2 * blocks) == 0
@@ -173,7 +186,8 @@ def _xla(query, key, value, mask, bias, softcap, dropout_rate, rng) -> Array:
                 None if bias is None else _block(bias, queries, keys),
                 softcap,
                 dropout_rate,
-                None if rng is None else jax.random.fold_in(rng, start),
+                rng,
+                ((0, 0, start, keys.start), (B, N, T, S)),
             )
         )
     return outputs[0] if blocks == 1 else jnp.concatenate(outputs, axis=1)
@@ -183,15 +197,19 @@ def _block(bias: Array, queries: range, keys: range) -> Array:
     return bias[:, :, queries.start : queries.stop, keys.start : keys.stop]
 
 
-def _attend(query, key, value, allowed, bias, softcap, dropout_rate, rng) -> Array:
+def _attend(query, key, value, allowed, bias, softcap, dropout_rate, rng, block):
     """One block: [B, T, N, H] from scaled queries and all the keys they may see."""
     B, T, N, H = query.shape
     S, K = key.shape[1:3]
-    # All R = G · T queries of a head of keys are one matrix, so that both products are
-    # what a phone has, and the scores, which are the most, are never transposed.
-    rows = query.swapaxes(1, 2).reshape(B, K, -1, H)
+    # All G · T queries of a head of keys are one matrix, so that both products are what
+    # a phone has, and the scores, which are the most, are never transposed. An axis
+    # that devices share stays as it is.
+    rows = (-1,) if parts("length") == 1 else (N // K, T)
     scores = jnp.einsum(
-        "BKRH,BKSH->BKRS", rows, key.swapaxes(1, 2), preferred_element_type=jnp.float32
+        "BK...H,BKSH->BK...S",
+        query.swapaxes(1, 2).reshape(B, K, *rows, H),
+        key.swapaxes(1, 2),
+        preferred_element_type=jnp.float32,
     ).reshape(B, N, T, S)
     if softcap:
         scores = softcap * jnp.tanh(scores / softcap)
@@ -201,9 +219,9 @@ def _attend(query, key, value, allowed, bias, softcap, dropout_rate, rng) -> Arr
         scores += jnp.where(allowed, 0, MASKED)[:, None]
     weights = jax.nn.softmax(scores, axis=-1)
     if rng is not None:
-        weights = drop(rng, dropout_rate, weights)
-    weights = weights.astype(value.dtype).reshape(B, K, -1, S)
-    out = jnp.einsum("BKRS,BKSH->BKRH", weights, value.swapaxes(1, 2))
+        weights = drop(rng, dropout_rate, weights, block=block)
+    weights = weights.astype(value.dtype).reshape(B, K, *rows, S)
+    out = jnp.einsum("BK...S,BKSH->BK...H", weights, value.swapaxes(1, 2))
     return out.reshape(B, N, T, H).swapaxes(1, 2)
 
 
@@ -212,6 +230,8 @@ def _cudnn_lacks(query: Array, softcap: float, drops: bool) -> str:
         return f"{query.dtype} (bfloat16 and float16 only)"
     if query.shape[-1] > 128 or query.shape[-1] % 8:
         return f"head_dim {query.shape[-1]} (multiples of 8 up to 128)"
+    if parts("length") > 1:
+        return "rows that devices share"
     return "softcap" if softcap else "dropout" if drops else ""
 
 
@@ -237,9 +257,9 @@ def _cudnn(query, key, value, mask: Mask, bias, scale: float) -> Array:
 
 
 def _splash_lacks(query, key, mask: Mask, bias, drops: bool) -> str:
-    T, S = query.shape[1], key.shape[1]
-    if T % 128 or S % 128:
-        return f"lengths {T} and {S} (multiples of 128 only)"
+    T, S, shards = query.shape[1], key.shape[1], parts("length")
+    if T % (128 * shards) or S % 128:
+        return f"lengths {T} and {S} (multiples of {128 * shards} and 128 only)"
     if mask.prefix is not None or mask.query_index is not None:
         return "prefix or cache"
     if mask.is_global is not None:
@@ -250,9 +270,12 @@ def _splash_lacks(query, key, mask: Mask, bias, drops: bool) -> str:
 def _splash(query: Array, key: Array, value: Array, mask: Mask, softcap: float):
     T, S, H = query.shape[1], key.shape[1], query.shape[3]
 
-    def attend(query, key, value, query_segments, key_segments):
-        """On one device: its rows and its heads."""
-        kernel = _splash_kernel(T, S, query.shape[2], mask, softcap)
+    shards = parts("length")
+    # The same for all heads, of which a device has some.
+    kernel = _splash_kernel(T, S, mask, softcap, shards)
+
+    def attend(kernel, query, key, value, query_segments, key_segments):
+        """On one device: its rows, its heads and its queries."""
         segments = None
         if query_segments is not None:
             segments = splash_attention_kernel.SegmentIds(query_segments, key_segments)
@@ -271,21 +294,30 @@ def _splash(query: Array, key: Array, value: Array, mask: Mask, softcap: float):
     operands = (query, key, value, query_segments, mask.key_segments)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return attend(*operands)
-    # XLA cannot partition a Pallas call, so rows and heads are split by hand.
-    q_spec: Any = nn.logical_to_mesh_axes(("batch", None, "act_heads", None))
+        return attend(kernel, *operands)
+    # XLA cannot partition a Pallas call, so rows, heads and queries are split by hand.
+    q_spec: Any = nn.logical_to_mesh_axes(("batch", "length", "act_heads", None))
     kv_spec = nn.logical_to_mesh_axes(("batch", None, "act_kv_heads", None))
-    row_spec = PartitionSpec(q_spec[0])
-    segment_spec = None if query_segments is None else row_spec
+    rows, length = q_spec[0], q_spec[1]
+    segment_specs = PartitionSpec(rows, length), PartitionSpec(rows)
+    if query_segments is None:
+        segment_specs = None, None
+    queries = NamedSharding(mesh, PartitionSpec(None, length))  # pyright: ignore
     return jax.shard_map(
         attend,
-        in_specs=(q_spec, kv_spec, kv_spec, segment_spec, segment_spec),
+        in_specs=(
+            kernel.manual_sharding_spec(queries),
+            *(q_spec, kv_spec, kv_spec, *segment_specs),
+        ),
         out_specs=q_spec,
         check_vma=False,
-    )(*operands)
+    )(kernel, *operands)
 
 
-def _splash_kernel(T: int, S: int, heads: int, mask: Mask, softcap: float):
+def _splash_kernel(T: int, S: int, mask: Mask, softcap: float, shards: int):
+    # The kernel's own default, 128, leaves a TPU's matrix unit waiting.
+    q = next(size for size in (512, 256, 128) if T // shards % size == 0)
+    kv = next(size for size in (512, 256, 128) if S % size == 0)
     if mask.window:
         ahead = 0 if mask.causal else mask.window - 1
         one = splash_attention_mask.LocalMask((T, S), (mask.window - 1, ahead), 0)
@@ -293,11 +325,9 @@ def _splash_kernel(T: int, S: int, heads: int, mask: Mask, softcap: float):
         one = splash_attention_mask.CausalMask((T, S))
     else:
         one = splash_attention_mask.FullMask((T, S))
-    # The kernel's own default, 128, leaves a TPU's matrix unit waiting.
-    q = next(size for size in (512, 256, 128) if T % size == 0)
-    kv = next(size for size in (512, 256, 128) if S % size == 0)
+        shards = 1  # the same for all queries
     return splash_attention_kernel.make_splash_mha(
-        splash_attention_mask.MultiHeadMask([one] * heads),
+        splash_attention_mask.MultiHeadMask([one]),
         block_sizes=splash_attention_kernel.BlockSizes(
             block_q=q,
             block_kv=kv,
@@ -310,6 +340,6 @@ def _splash_kernel(T: int, S: int, heads: int, mask: Mask, softcap: float):
         ),
         attn_logits_soft_cap=softcap or None,
         head_shards=1,
-        q_seq_shards=1,
+        q_seq_shards=shards,
         interpret=platform() != "tpu",
     )

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm.sharding import constrain
+from lm.sharding import constrain, parts
 from lm.types import Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -68,13 +68,15 @@ class Einsum(nn.Module):
         # each of which reads and writes the whole result again.
         gathered = (None if axis == "embed" else axis for axis in self.axes)
         kernel = constrain(kernel.astype(self.dtype), *gathered)
-        # One matmul of two axes: XLA has no faster form for any of our shapes.
+        # One matmul of two axes: XLA has no faster form for any of our shapes. But what
+        # devices share along two axes would have to be gathered before they are one.
         leading = x.shape[: x.ndim - len(self.in_shape)]
-        y = x.astype(self.dtype).reshape(-1, fan_in) @ kernel.reshape(fan_in, -1)
+        rows = (-1,) if parts("length") == 1 else leading
+        y = x.astype(self.dtype).reshape(*rows, fan_in) @ kernel.reshape(fan_in, -1)
         if self.use_bias:
             axes = self.axes[len(self.in_shape) :]
             bias = declare(self, "bias", nn.initializers.zeros, axes, self.out_shape)
-            y += bias.astype(self.dtype).reshape(1, -1)
+            y += bias.astype(self.dtype).reshape(*[1] * len(rows), -1)
         return y.reshape(*leading, *self.out_shape)
 
 

@@ -130,7 +130,7 @@ def _scan(states, kernel, bias, targets, weights, softcap, z_loss, differentiate
     if platform() != "cpu":
         elements = ACCELERATOR_CHUNK_ELEMENTS * max(1, mesh.size)
     count = max(1, min(T, -(-B * T * V // elements)))
-    # One that divides, if there is any near, has no padding.
+    # Without a rest where there is such a number, as of powers of two.
     count = next((n for n in range(count, 2 * count) if T % n == 0), count)
     size = -(-T // count)
     count = -(-T // size)
@@ -138,10 +138,14 @@ def _scan(states, kernel, bias, targets, weights, softcap, z_loss, differentiate
     cast = sharding.constrain(kernel.astype(states.dtype), "vocab", None)
 
     def chunks(x: Array) -> Array:
-        """[B, T, …] to [count, B, size, …]: time is cut, so rows stay sharded."""
+        """[B, T, …] to [count, B, size, …]: time is cut, so rows stay sharded.
+
+        Chunk i has tokens i, i + count, …: where devices share a row's tokens, each has
+        some of every chunk.
+        """
         pad = [(0, 0), (0, count * size - T)] + [(0, 0)] * (x.ndim - 2)
-        x = jnp.pad(x, pad).reshape(B, count, size, *x.shape[2:])
-        return x.swapaxes(0, 1)
+        x = jnp.pad(x, pad).reshape(B, size, count, *x.shape[2:])
+        return jnp.moveaxis(x, 2, 0)
 
     def step(carry, chunk) -> tuple[Any, Any]:
         x, target, weight = chunk
@@ -200,7 +204,7 @@ def _scan(states, kernel, bias, targets, weights, softcap, z_loss, differentiate
     if not differentiate:
         return sums, None
     d_kernel = sharding.constrain(d_kernel.sum(axis=0), "vocab", "embed")
-    d_states = d_states.swapaxes(0, 1).reshape(B, count * size, D)[:, :T]
+    d_states = jnp.moveaxis(d_states, 0, 2).reshape(B, count * size, D)[:, :T]
     return sums, (
         d_states.astype(states.dtype),
         d_kernel.astype(kernel.dtype),

@@ -179,6 +179,7 @@ class MixtureOfExperts(nn.Module):
             place = jnp.zeros((B, G, S, K), jnp.int32)
         else:
             C = capacity(S, E, K, config.expert_capacity_factor)
+            at_home = (None, "batch", "length", "act_embed")
             place = places(grouped(chosen), C)
             # one_hot of C, which is no place, is all 0.
             slots = jax.nn.one_hot(place, C, dtype=jnp.float32)
@@ -187,8 +188,10 @@ class MixtureOfExperts(nn.Module):
             combine = jnp.einsum("BGSKE,BGSKC->BGSEC", gates, slots)
             send, combine = send.astype(x.dtype), combine.astype(x.dtype)
             y = jnp.einsum("BGSD,BGSEC->EBGCD", grouped(x), send)
-            y = self._spread(y.reshape(E, B, G * C, D))
-            y = self._spread(run(y)).reshape(E, B, G, C, D)
+            # Tokens go to the devices of their experts and back, all to all.
+            y = constrain(y.reshape(E, B, G * C, D), *at_home)
+            y = self._spread(run(self._spread(y)))
+            y = constrain(y, *at_home).reshape(E, B, G, C, D)
             out = jnp.einsum("EBGCD,BGSEC->BGSD", y, combine)
             out = out.reshape(B, G * S, D)[:, :T]
         out = constrain(out, "batch", "length", "act_embed")

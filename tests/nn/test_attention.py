@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm import sharding
 from lm.nn import attention
 from lm.nn.attention import Mask, dot_product_attention
 
@@ -239,3 +240,40 @@ def test_cudnn_is_given_what_it_takes(monkeypatch, kind, causal):
     assert given["is_causal"] == causal  # which is half the work
     shape = None if given["mask"] is None else given["mask"].shape
     assert shape == (None if kind == "plain" else (B, 1, T, T))
+
+
+@pytest.mark.parametrize(
+    ("implementation", "kind"),
+    [("xla", "causal"), ("splash", "full"), ("splash", "causal window")],
+)
+def test_devices_that_share_a_row_attend_as_one(implementation, kind):
+    inputs, segments = make_inputs(2), make_segments()
+    mask = Mask(segments, segments, **MASKS[kind])
+
+    def loss(inputs):
+        out = dot_product_attention(*inputs, mask, implementation=implementation)
+        return jnp.square(out).sum(), out
+
+    run = jax.grad(loss, has_aux=True)
+    alone = jax.jit(run)(inputs)
+    config = sharding.MeshConfig(data=2, context=2, tensor=2)
+    with sharding.use(sharding.build_mesh(config, jax.devices()), config):
+        shared = jax.jit(run)(inputs)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=5e-5), alone, shared
+    )
+
+
+def test_dropout_does_not_depend_on_the_blocks_of_queries(monkeypatch):
+    inputs, key = make_inputs(), jax.random.key(3)
+
+    def run():
+        return jax.jit(
+            lambda inputs: dot_product_attention(
+                *inputs, Mask(causal=True), dropout_rate=0.4, dropout_rng=key
+            )
+        )(inputs)
+
+    in_blocks = run()
+    monkeypatch.setattr(attention, "MAX_CAUSAL_BLOCKS", 1)
+    np.testing.assert_allclose(in_blocks, run(), atol=1e-5)

@@ -1,5 +1,7 @@
 """The arithmetic of a step, counted by hand."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -53,3 +55,11 @@ def test_hidden_layers_of_a_head_read_a_row_once():
     plain = PooledHead(model, 3, "mean")
     more, less = (flops(each, config, inputs=(B, T)) for each in (with_layers, plain))
     assert more - less == 6 * B * 2 * D * D
+
+
+def test_a_token_meets_some_of_the_experts():
+    config = gpt.Config(vocab_size=V, emb_dim=D, num_layers=L, num_heads=2, mlp_dim=F)
+    config = dataclasses.replace(config, num_experts=8, experts_per_token=2)
+    kernels = L * (4 * D * D + D * 8 + 2 * 2 * D * F) + V * D
+    expected = B * T * (6 * kernels + 12 * D * L * T)
+    assert flops(gpt.Model(config), config, inputs=(B, T)) == expected
