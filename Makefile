@@ -42,6 +42,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/shellcheck --external-sources .ci/* experiments/*/*.sh experiments/*/*.sbatch
 
 format: install
 	$(BIN)/ruff check --fix .

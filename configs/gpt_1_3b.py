@@ -8,7 +8,7 @@ with `mesh.fsdp`. It has not been trained to its end here.
 
     python -m tools.train_tokenizer --source=tfds:c4/en --kind=byte_bpe \\
         --vocab-size=50257 --max-texts=1000000 --output=data/tokenizers/gpt2
-    python -m lm.train --config=configs/gpt_1_3b.py --workdir=gs://… or a folder
+    python -m lm.train --config=configs/gpt_1_3b.py --workdir=runs/gpt_1_3b
 """
 
 from lm.config import to_config_dict

@@ -38,6 +38,11 @@ def main(args: Namespace, overrides: list[str]) -> dict[str, Any]:
     profile = _steps(args.profile)
     if not args.workdir:
         raise UserError("--workdir is empty; name a folder")
+    if "://" in args.workdir:
+        raise UserError(
+            f"--workdir={args.workdir} is no folder; mount what all hosts share, and "
+            "name a folder there"
+        )
     if args.distributed:
         import jax
 
