@@ -6,40 +6,62 @@ replicated. Changing the parallelism changes the rules, never a model.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import flax.linen as nn
 import jax
-import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lm import tree
 from lm.types import Array, PyTree, UserError
 
-MESH_AXES = ("data", "fsdp", "tensor")
+# Outermost first: those whose devices talk most are innermost, between neighbours.
+MESH_AXES = ("pipeline", "data", "fsdp", "expert", "context", "tensor")
 
 
 @dataclass(frozen=True)
 class MeshConfig:
     """The shape of the mesh; one axis may be -1, which takes the devices left.
 
-    `rules` are `logical=mesh` pairs, `+` joins mesh axes. Parameters are sharded
-    over `fsdp` along `embed` (ZeRO-3, Rajbhandari et al. 2020,
-    https://arxiv.org/abs/1910.02054) and over `tensor` along heads, MLP and
-    vocabulary (Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053).
+    Rows of a batch are split over `data`, `fsdp` and `expert`, and what a layer makes
+    of their tokens over `context` and `tensor`.
+
+    Attributes:
+        pipeline: Stages that layers are split into.
+        data: Copies of the parameters; on several slices, a multiple of their number.
+        fsdp: Parts of parameters and optimizer, gathered for each use (ZeRO-3,
+            Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054).
+        expert: Parts of the experts (GShard, Lepikhin et al. 2020,
+            https://arxiv.org/abs/2006.16668).
+        context: Parts of a row's tokens; keys and values are gathered (Llama 3, 2024,
+            https://arxiv.org/abs/2407.21783, section 3.3.2).
+        tensor: Parts of heads, MLP and vocabulary (Shoeybi et al. 2019,
+            https://arxiv.org/abs/1909.08053).
+        rules: `logical=mesh` pairs; `+` joins mesh axes.
     """
 
+    pipeline: int = 1
     data: int = -1
     fsdp: int = 1
+    expert: int = 1
+    context: int = 1
     tensor: int = 1
     rules: tuple[str, ...] = (
-        "batch=data+fsdp",
+        "batch=data+fsdp+expert",
+        "length=context",
+        "layers=pipeline",
+        "experts=expert",
         "embed=fsdp",
         "vocab=tensor",
         "mlp=tensor",
         "heads=tensor",
         "kv_heads=tensor",
+        "expert_batch=data+fsdp",
+        "act_experts=expert",
         "act_mlp=tensor",
         "act_heads=tensor",
         "act_kv_heads=tensor",
@@ -58,22 +80,92 @@ class MeshConfig:
 def build_mesh(config: MeshConfig, devices: Sequence | None = None) -> Mesh:
     """Returns a mesh over `devices` (default: all).
 
+    Slices of TPUs, whose network is the slower one, are parts of `data`.
+
     Raises:
-        UserError: If the shape does not use exactly all devices.
+        UserError: If the shape does not use exactly all devices, or `data` does not
+            divide over the slices; it proposes a shape that does.
     """
-    devices = jax.devices() if devices is None else devices
-    shape = [config.data, config.fsdp, config.tensor]
-    fixed = int(np.prod([n for n in shape if n != -1]))
-    if shape.count(-1) == 1 and fixed > 0 and len(devices) % fixed == 0:
-        shape[shape.index(-1)] = len(devices) // fixed
-    if min(shape) < 1 or np.prod(shape) != len(devices):
-        written = " x ".join(f"{a}={n}" for a, n in zip(MESH_AXES, shape))
-        raise UserError(
-            f"mesh {written} does not fit {len(devices)} devices; "
-            "set mesh.data, mesh.fsdp and mesh.tensor so that their product does"
+    devices = list(jax.devices() if devices is None else devices)
+    # Nodes of GPUs have numbers too, and outer axes lie across them by their order.
+    slices = len({d.slice_index for d in devices if d.platform == "tpu"}) or 1
+    shape = _mesh_shape(config, len(devices), slices)
+    if slices == 1:
+        grid = mesh_utils.create_device_mesh(
+            shape, devices, allow_split_physical_axes=True
+        )
+    else:
+        across = [slices if axis == "data" else 1 for axis in MESH_AXES]
+        grid = mesh_utils.create_hybrid_device_mesh(
+            [n // m for n, m in zip(shape, across)],
+            across,
+            devices,
+            allow_split_physical_axes=True,
         )
     # Auto: flax's logical constraints are hints to the partitioner, not types.
-    return jax.make_mesh(tuple(shape), MESH_AXES, (AxisType.Auto,) * 3, devices=devices)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _mesh_shape(config: MeshConfig, devices: int, slices: int) -> tuple[int, ...]:
+    """Returns the size of each axis, in the order of `MESH_AXES`."""
+    asked = {axis: getattr(config, axis) for axis in MESH_AXES}
+    free = [axis for axis, n in asked.items() if n == -1]
+    rest = devices // max(math.prod(n for n in asked.values() if n != -1), 1)
+    sizes = {axis: rest if n == -1 else n for axis, n in asked.items()}
+    fits = min(sizes.values()) > 0 and math.prod(sizes.values()) == devices
+    if fits and sizes["data"] % slices == 0:
+        return tuple(sizes.values())
+    fit = _nearest_shape(asked, free[0] if free else "data", devices, slices)
+    across = f" in {slices} slices, over which data is split" if slices > 1 else ""
+    raise UserError(
+        f"mesh {_written(asked)} does not fit {devices} devices{across}; set mesh "
+        f"{_written(fit)}"
+    )
+
+
+def _written(sizes: Mapping[str, int]) -> str:
+    """Names the axes that are not left at 1."""
+    named = [f"{axis}={n}" for axis, n in sizes.items() if n != 1 or axis == "data"]
+    return " x ".join(named)
+
+
+def _nearest_shape(
+    asked: Mapping[str, int], free: str, devices: int, slices: int
+) -> dict[str, int]:
+    """Returns the sizes that fit and are, by their ratios, nearest to what is asked.
+
+    An axis at 1 stays so, and one, `free`, may have any size.
+    """
+    varied = [axis for axis, n in asked.items() if axis != free and n > 1]
+    if slices > 1 and "data" not in (free, *varied):
+        varied.append("data")
+
+    def shapes(axes: list[str], left: int) -> Iterator[dict[str, int]]:
+        if not axes:
+            yield {free: left}
+            return
+        for size in divisors(left):
+            for others in shapes(axes[1:], left // size):
+                yield others | {axes[0]: size}
+
+    def distance(sizes: dict[str, int]) -> float:
+        return sum(abs(math.log(sizes[axis] / max(asked[axis], 1))) for axis in varied)
+
+    fitting = (
+        sizes for sizes in shapes(varied, devices) if sizes.get("data", 1) % slices == 0
+    )
+    nearest = min(fitting, key=distance)
+    return {axis: nearest.get(axis, 1) for axis in MESH_AXES}
+
+
+def divisors(number: int) -> list[int]:
+    """Returns all divisors, the smallest first.
+
+    >>> divisors(28)
+    [1, 2, 4, 7, 14, 28]
+    """
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
 
 
 def parse_rules(config: MeshConfig) -> list[tuple[str, tuple[str, ...]]]:
@@ -98,14 +190,26 @@ def constrain(x: Array, *axes: str | None) -> Array:
     return nn.with_logical_constraint(x, axes)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over all data-parallel axes; every other axis whole."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+def batch_axes(config: MeshConfig | None = None) -> tuple[str, ...]:
+    """Returns the mesh axes that a batch's rows are split over.
+
+    They are those of the rules of `config`, else of the current ones, else of the
+    defaults.
+    """
+    current = parse_rules(config) if config else nn.get_logical_axis_rules()
+    rules = current or parse_rules(MeshConfig())
+    found = (axes for name, axes in rules if name == "batch")
+    return tuple(next(found, None) or ())
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_sharding(mesh: Mesh, config: MeshConfig | None = None) -> NamedSharding:
+    """Rows over `batch_axes`; every other axis whole."""
+    return NamedSharding(mesh, PartitionSpec(batch_axes(config)))
+
+
+def batch_shards(mesh: Mesh, config: MeshConfig | None = None) -> int:
     """The number of parts that a batch's rows are split into."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return math.prod(mesh.shape[axis] for axis in batch_axes(config))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -136,16 +240,25 @@ def param_shardings(mesh: Mesh, config: MeshConfig, boxed: PyTree) -> PyTree:
     specs = nn.get_partition_spec(boxed)
     shardings = nn.logical_to_mesh_sharding(specs, mesh, parse_rules(config))
 
-    def check(name: str, leaf: Array, sharding: NamedSharding) -> None:
-        for size, axes in zip(leaf.shape, sharding.spec):
-            axes = axes if isinstance(axes, tuple) else (axes,) if axes else ()
-            parts = int(np.prod([mesh.shape[a] for a in axes]))
-            if size % parts:
-                raise UserError(
-                    f"an axis of {size} of parameter {name} {leaf.shape} does not "
-                    f"divide over {parts} devices ({'+'.join(axes)}); change that "
-                    "size or the mesh"
-                )
+    sharded: dict[tuple[str, ...], list[tuple[str, tuple[int, ...], int]]]
+    sharded = defaultdict(list)
 
-    tree.map_with_names(check, unbox(boxed), shardings)
+    def collect(name: str, leaf: Array, sharding: NamedSharding) -> None:
+        for size, axes in zip(leaf.shape, sharding.spec):
+            if axes:
+                axes = axes if isinstance(axes, tuple) else (axes,)
+                sharded[axes].append((name, leaf.shape, size))
+
+    tree.map_with_names(collect, unbox(boxed), shardings)
+    for axes, found in sharded.items():
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        for name, shape, size in found:
+            if size % parts:
+                common = math.gcd(*(size for _, _, size in found))
+                fitting = [n for n in divisors(common) if n <= mesh.size]
+                raise UserError(
+                    f"an axis of {size} of parameter {name} {shape} does not divide "
+                    f"over {parts} devices ({'+'.join(axes)}); change that size or set "
+                    f"mesh.{'+'.join(axes)} to {' or '.join(map(str, fitting))}"
+                )
     return shardings

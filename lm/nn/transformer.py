@@ -22,6 +22,7 @@ from lm.nn.attention import IMPLEMENTATIONS, Mask, dot_product_attention
 from lm.nn.base import ModelConfig
 from lm.nn.dropout import Dropout
 from lm.nn.layers import ACTIVATIONS, Einsum, Embed, Norm
+from lm.nn.moe import COLLECTION, MixtureOfExperts
 from lm.nn.positions import RopeScaling
 from lm.sharding import constrain
 from lm.types import Array, Params, PyTree, UserError
@@ -70,6 +71,15 @@ class TransformerConfig(ModelConfig):
         qk_norm: Whether queries and keys are normalised over H (Henry et al. 2020,
             https://arxiv.org/abs/2010.04245).
         activation: `gelu`, `gelu_tanh`, `relu`, `silu`; gated: `swiglu`, `geglu`.
+        num_experts: E, MLPs of a layer, of which a token meets few
+            (`lm.nn.moe`); 0 means one, which all tokens meet.
+        experts_per_token: How many it meets.
+        expert_capacity_factor: Tokens that an expert takes of a group in training, over
+            those that it would have if all had as many; 0 means all that want it.
+        expert_group_size: Tokens of a row that compete for places; 0 means the row.
+        expert_balance_weight: Of the loss of unequal experts, for each layer and token;
+            of tasks that predict tokens.
+        expert_z_weight: Of the router's log² Z, likewise.
         use_bias: Whether projections and layer norms have biases.
         qkv_bias: Whether queries, keys and values have them all the same (Qwen 2).
         scale_embeddings: Whether embeddings are multiplied by √D (Gemma).
@@ -110,6 +120,12 @@ class TransformerConfig(ModelConfig):
     parallel: bool = False
     qk_norm: bool = False
     activation: str = "gelu_tanh"
+    num_experts: int = 0
+    experts_per_token: int = 2
+    expert_capacity_factor: float = 1.25
+    expert_group_size: int = 0
+    expert_balance_weight: float = 0.01
+    expert_z_weight: float = 0.0
     use_bias: bool = False
     qkv_bias: bool = False
     scale_embeddings: bool = False
@@ -141,7 +157,9 @@ class TransformerConfig(ModelConfig):
         for name in (
             *("num_kv_heads", "head_dim", "mlp_dim", "window", "global_every"),
             *("norm_eps", "position_offset", "rope_local_theta", "attention_scale"),
-            *("attention_softcap", "logit_softcap"),
+            *("attention_softcap", "logit_softcap", "num_experts"),
+            *("expert_capacity_factor", "expert_group_size"),
+            *("expert_balance_weight", "expert_z_weight"),
         ):
             check_range(f"model.{name}", getattr(self, name), 0)
         check_range("model.attention_dropout_rate", self.attention_dropout_rate, 0, 1)
@@ -150,6 +168,11 @@ class TransformerConfig(ModelConfig):
         check_range("model.relative_buckets", self.relative_buckets, 4)
         least = self.relative_buckets // 2 + 1
         check_range("model.relative_max_distance", self.relative_max_distance, least)
+        if self.num_experts and not 1 <= self.experts_per_token <= self.num_experts:
+            raise UserError(
+                f"model.experts_per_token {self.experts_per_token} is not from 1 to "
+                f"model.num_experts {self.num_experts}"
+            )
         if self.position_encoding == "sinusoidal" and self.emb_dim % 2:
             raise UserError("model.emb_dim must be even for sinusoidal positions")
         if not self.head_dim and self.emb_dim % self.num_heads:
@@ -362,10 +385,17 @@ def residual_stddev(config: TransformerConfig, fan_in: int, num_layers: int) -> 
 
 
 class Mlp(nn.Module):
-    """Two projections with an activation between, or three where it is gated."""
+    """Two projections with an activation between, or three where it is gated.
+
+    Attributes:
+        config: The stack's.
+        num_layers: L.
+        rows: The logical axis of B.
+    """
 
     config: TransformerConfig
     num_layers: int
+    rows: str = "batch"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -389,7 +419,7 @@ class Mlp(nn.Module):
             hidden = activation(project("wi_gate")) * project("wi")
         else:
             hidden = ACTIVATIONS[config.activation](project("wi"))
-        hidden = constrain(hidden, "batch", "length", "act_mlp")
+        hidden = constrain(hidden, self.rows, "length", "act_mlp")
         return Einsum(
             (F,),
             (D,),
@@ -412,7 +442,7 @@ class Block(nn.Module):
     def __call__(
         self, x: Array, cache: PyTree, context: Context, is_global: Array | None = None
     ) -> tuple[Array, PyTree]:
-        """Maps [B, T, D] to [B, T, D], and the layer's caches to the new ones.
+        """Maps [B, T, D] to [B, T, D]; also returns the new caches and the `Routing`.
 
         `cache` is None or a dict of a `Cache` for each attention, by its name.
         `is_global` is a scalar, whether the layer is without a window; None of all.
@@ -446,9 +476,19 @@ class Block(nn.Module):
             x, new["cross_attention"] = residual(
                 x, "cross_attn", attend("cross_attention", True)
             )
-        mlp = Mlp(config, self.num_layers, name="mlp")
-        x, _ = residual(x, "mlp", lambda y: (mlp(y), None))
-        return x, None if cache is None else new
+        if config.num_experts:
+            experts = MixtureOfExperts(config, self.num_layers, Mlp, name="mlp")
+            segments = mask.query_segments
+            real = None
+            if segments is not None:
+                real = jnp.broadcast_to(segments > 0, x.shape[:2])
+            x, routing = residual(
+                x, "mlp", lambda y: experts(y, real, context.deterministic)
+            )
+        else:
+            mlp = Mlp(config, self.num_layers, name="mlp")
+            x, routing = residual(x, "mlp", lambda y: (mlp(y), None))
+        return x, (None if cache is None else new, routing)
 
 
 class Stack(nn.Module):
@@ -499,7 +539,7 @@ class Stack(nn.Module):
                 unroll=min(config.scan_unroll, L),
                 metadata_params={} if shares else {nn.PARTITION_NAME: "layers"},
             )(*arguments, name="layer" if shares else "layers")
-            x, cache = layers(x, cache, context, is_global)
+            x, (cache, routing) = layers(x, cache, context, is_global)
         else:
             layers = [
                 block(
@@ -507,19 +547,24 @@ class Stack(nn.Module):
                 )
                 for i in range(1 if config.share_layers else L)
             ]
-            caches = []
+            caches, routings = [], []
             for i in range(L):
                 if isinstance(cache, list):
                     one = cache[i]
                 else:
                     one = jax.tree.map(lambda leaf: leaf[i], cache)  # noqa: B023
                 alone = None if is_global is None else is_global[i]
-                x, one = layers[i % len(layers)](x, one, context, alone)
+                x, (one, routing) = layers[i % len(layers)](x, one, context, alone)
                 caches.append(one)
+                routings.append(routing)
+            routing = jax.tree.map(lambda *leaves: jnp.stack(leaves), *routings)
             if isinstance(cache, list):
                 cache = caches
             elif cache is not None:
                 cache = jax.tree.map(lambda *leaves: jnp.stack(leaves), *caches)
+        if routing is not None:
+            routing = jax.tree.map(lambda leaf: leaf.sum(axis=0), routing)
+            self.sow(COLLECTION, "total", routing)
         if config.norm_position != "post":
             x = make_norm(config, "final_norm")(x)
         return x, cache

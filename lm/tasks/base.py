@@ -12,6 +12,7 @@ from lm.data.packing import BucketRows, ConcatRows, FitRows, Rows, join
 from lm.data.pipeline import DataTask
 from lm.metrics import Mean, Metrics, Perplexity
 from lm.models import MODELS, build_model
+from lm.nn import moe
 from lm.nn.losses import TokenLoss, cross_entropy
 from lm.text.tokenizers import Tokenizer
 from lm.types import Array, Batch, Params, UserError
@@ -195,11 +196,20 @@ def apply(
     batch: Batch,
     rng: Array | None,
     method: str | None = None,
+    mutable: Any = False,
 ) -> Any:
-    """Runs a model, or another method of it, with dropout where there is a key."""
+    """Runs a model, or another method of it, with dropout where there is a key.
+
+    With collections that are `mutable`, returns what is in them as well.
+    """
     rngs = None if rng is None else {"dropout": rng}
     return model.apply(
-        {"params": params}, batch, deterministic=rng is None, rngs=rngs, method=method
+        {"params": params},
+        batch,
+        deterministic=rng is None,
+        rngs=rngs,
+        method=method,
+        mutable=mutable,
     )
 
 
@@ -212,12 +222,23 @@ def token_loss(
 ) -> tuple[Array, Metrics]:
     """Returns the summed cross-entropy of a batch's `targets`, and metrics.
 
-    A target weighs its `loss_mask`, and nothing in a padded row.
+    A target weighs its `loss_mask`, and nothing in a padded row. The objective has the
+    losses of routers too, which weigh as much as the targets of their row.
     """
     weights = batch["loss_mask"] * batch["example_mask"][:, None]
-    logits = apply(model, params, batch, rng).logits
-    loss = cross_entropy(logits, batch["targets"], weights, z_loss)
-    return loss.objective, token_metrics(loss, weights, batch)
+    output, found = apply(model, params, batch, rng, mutable=[moe.COLLECTION])
+    loss = cross_entropy(output.logits, batch["targets"], weights, z_loss)
+    metrics = token_metrics(loss, weights, batch)
+    routing = moe.total(found)
+    if routing is None:
+        return loss.objective, metrics
+    rows = weights.sum(axis=1)
+    metrics = {
+        **metrics,
+        "expert_balance": Mean(rows @ routing.balance, rows @ routing.layers),
+        "expert_dropped": Mean(rows @ routing.dropped, rows @ routing.layers),
+    }
+    return loss.objective + rows @ routing.loss, metrics
 
 
 def token_metrics(loss: TokenLoss, weights: Array, batch: Batch) -> Metrics:

@@ -17,7 +17,8 @@ from lm.types import Params, UserError
 # Fields of a model that do not touch what its parameters mean.
 _OWN = (
     *("dropout_rate", "attention_dropout_rate", "attention", "dtype"),
-    *("remat", "scan_unroll", "embedding_from"),
+    *("remat", "scan_unroll", "embedding_from", "expert_capacity_factor"),
+    *("expert_group_size", "expert_balance_weight", "expert_z_weight"),
 )
 
 # Fields of a task that are found rather than given, if they are ().

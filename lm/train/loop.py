@@ -86,7 +86,8 @@ def _build(config: Config, tokenizer: Tokenizer, devices: tuple | None) -> Run:
         has_ema=config.optim.ema_decay > 0,
     )
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    rows, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    rows = sharding.batch_sharding(mesh, config.mesh)
+    everywhere = sharding.replicated(mesh)
     return Run(
         config,
         mesh,
@@ -107,7 +108,8 @@ def _build(config: Config, tokenizer: Tokenizer, devices: tuple | None) -> Run:
 
 def check_batches(config: Config, mesh: Mesh) -> None:
     """Raises a UserError unless every batch divides over the devices and hosts."""
-    shards = sharding.batch_shards(mesh)
+    shards = sharding.batch_shards(mesh, config.mesh)
+    axes = " x ".join(f"mesh.{axis}" for axis in sharding.batch_axes(config.mesh))
     sizes = {
         "batch_size / grad_accum_steps": config.batch_size // config.grad_accum_steps,
         "eval.batch_size": config.eval.batch_size or config.batch_size,
@@ -116,7 +118,7 @@ def check_batches(config: Config, mesh: Mesh) -> None:
         if size % shards:
             raise UserError(
                 f"{name} is {size}, which does not divide over {shards} devices "
-                "(mesh.data x mesh.fsdp); make it a multiple"
+                f"({axes}); make it a multiple"
             )
 
 

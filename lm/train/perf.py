@@ -48,6 +48,8 @@ def step_flops(
     sources = int(np.prod(shapes.get("encoder_inputs", (0,))))
     predicted = int(np.prod(shapes.get("masked_positions", (tokens,))))
 
+    num_experts = getattr(config, "num_experts", 0)
+    share = getattr(config, "experts_per_token", 0) / max(num_experts, 1)
     has_head = "backbone" in params.get("base", params)
 
     def matmul(name: str, leaf: Any) -> float:
@@ -65,6 +67,8 @@ def step_flops(
             met = sources
         else:
             met = tokens
+        if "/experts/" in name:  # a token meets some of them
+            met *= share
         if "/layer/" in name:  # of all layers
             met *= getattr(config, "num_layers", 1)
         return 6.0 * leaf.size * met if name.endswith("kernel") else 0.0

@@ -270,8 +270,8 @@ def test_eight_devices_are_one():
     assert_close(merged, merge(expected, EVERY))
     query = spread["lora"]["decoder"]["layers"]["attention"]["query"]
     assert {query[factor].sharding.spec for factor in "ab"} == {
-        jax.P(None, "fsdp", None),
-        jax.P(None, None, "tensor", None),
+        jax.P("pipeline", "fsdp", None),
+        jax.P("pipeline", None, "tensor", None),
     }
 
 

@@ -66,6 +66,12 @@ OPTIONS = {
         "norm": "layer",
         "norm_position": "pre",
     },
+    "experts": {
+        "num_experts": 4,
+        "experts_per_token": 2,
+        "activation": "swiglu",
+        "use_bias": True,
+    },
     "parallel": {
         "parallel": True,
         "rope_fraction": 0.5,

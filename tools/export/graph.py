@@ -119,6 +119,11 @@ def build(loaded: Loaded, lengths: Sequence[int] = ()) -> Graph:
     config = replace_known(
         loaded.config.model, scan_layers=False, remat="none", dtype="float32"
     )
+    if getattr(config, "num_experts", 0):
+        raise UserError(
+            "a mixture of experts is not exported; train a model with "
+            "model.num_experts=0"
+        )
     model: Any = task.build_model(config)
     prefix_lm = getattr(task, "prefix_lm", getattr(task.config, "prefix_lm", False))
     params = unstack_layers(jax.tree.map(np.asarray, jax.device_get(loaded.params)))
