@@ -11,7 +11,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from lm import cli
+from lm import cli, xla_flags
 from lm import config as config_lib
 from lm.memory import keep_freed
 from lm.types import UserError
@@ -43,6 +43,7 @@ def main(args: Namespace, overrides: list[str]) -> dict[str, Any]:
             f"--workdir={args.workdir} is no folder; mount what all hosts share, and "
             "name a folder there"
         )
+    xla_flags.apply()
     if args.distributed:
         import jax
 
