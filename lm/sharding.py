@@ -88,7 +88,9 @@ def build_mesh(config: MeshConfig, devices: Sequence | None = None) -> Mesh:
     """
     devices = list(jax.devices() if devices is None else devices)
     # Nodes of GPUs have numbers too, and outer axes lie across them by their order.
-    slices = len({d.slice_index for d in devices if d.platform == "tpu"}) or 1
+    tpus = [d for d in devices if d.platform == "tpu"]
+    # A topology of one slice does not number it.
+    slices = len({getattr(d, "slice_index", 0) for d in tpus}) or 1
     shape = _mesh_shape(config, len(devices), slices)
     if slices == 1:
         grid = mesh_utils.create_device_mesh(

@@ -22,6 +22,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import PartitionSpec
 
 from lm.nn.dropout import drop
+from lm.nn.platform import platform
 from lm.types import Array
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
@@ -118,7 +119,7 @@ def dot_product_attention(
             (Gemma 2, https://arxiv.org/abs/2408.00118), before the bias.
         dropout_rate: Of the attention probabilities; needs `dropout_rng`.
         dropout_rng: A key, or None for no dropout.
-        implementation: `auto` picks by backend and options; or `xla`, `cudnn`,
+        implementation: `auto` picks by platform and options; or `xla`, `cudnn`,
             `splash` (which runs interpreted, and slowly, off a TPU).
 
     Raises:
@@ -132,7 +133,7 @@ def dot_product_attention(
         "splash": _splash_lacks(query, key, mask, bias, drops),
     }
     if implementation == "auto":
-        best = {"gpu": "cudnn", "tpu": "splash"}.get(jax.default_backend(), "xla")
+        best = {"gpu": "cudnn", "tpu": "splash"}.get(platform(), "xla")
         implementation = "xla" if lacking[best] else best
     if lacking[implementation]:
         raise ValueError(f"{implementation} attention has no {lacking[implementation]}")
@@ -310,5 +311,5 @@ def _splash_kernel(T: int, S: int, heads: int, mask: Mask, softcap: float):
         attn_logits_soft_cap=softcap or None,
         head_shards=1,
         q_seq_shards=1,
-        interpret=jax.default_backend() != "tpu",
+        interpret=platform() != "tpu",
     )

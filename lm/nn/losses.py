@@ -10,10 +10,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from lm import sharding
+from lm.nn.platform import platform
 from lm.types import Array
 
-# Logits of one chunk, over all devices: 16 MiB on a CPU, whose caches are small, and
-# 512 MiB where matmuls are only fast if they are large.
+# Logits of one chunk: 16 MiB on a CPU, over all its devices, which share small caches,
+# and 512 MiB on each device where matmuls are only fast if they are large.
 CHUNK_ELEMENTS = 1 << 22
 ACCELERATOR_CHUNK_ELEMENTS = 1 << 27
 
@@ -121,12 +123,19 @@ def _scan(states, kernel, bias, targets, weights, softcap, z_loss, differentiate
     """Sums over chunks of time; with `differentiate`, the gradients as well."""
     B, T, D = states.shape
     V = kernel.shape[0]
-    is_cpu = jax.default_backend() == "cpu"
-    elements = CHUNK_ELEMENTS if is_cpu else ACCELERATOR_CHUNK_ELEMENTS
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = 1 if mesh.empty else sharding.batch_shards(mesh)
+    parts = parts if B % parts == 0 else 1
+    elements = CHUNK_ELEMENTS
+    if platform() != "cpu":
+        elements = ACCELERATOR_CHUNK_ELEMENTS * max(1, mesh.size)
     count = max(1, min(T, -(-B * T * V // elements)))
+    # One that divides, if there is any near, has no padding.
+    count = next((n for n in range(count, 2 * count) if T % n == 0), count)
     size = -(-T // count)
     count = -(-T // size)
-    cast = kernel.astype(states.dtype)
+    # Gathered once, not for each chunk.
+    cast = sharding.constrain(kernel.astype(states.dtype), "vocab", None)
 
     def chunks(x: Array) -> Array:
         """[B, T, …] to [count, B, size, …]: time is cut, so rows stay sharded."""
@@ -158,18 +167,24 @@ def _scan(states, kernel, bias, targets, weights, softcap, z_loss, differentiate
         if softcap:
             d_logits *= 1 - jnp.square(capped / softcap)
         d_x = jnp.einsum("BTV,VD->BTD", d_logits.astype(cast.dtype), cast)
+        # Each part of the rows has a sum of its own until the last chunk is done, or
+        # all devices would add up a whole kernel for each.
         d_kernel += jnp.einsum(
-            "BTV,BTD->VD",
-            d_logits.astype(x.dtype),
-            x,
+            "PBTV,PBTD->PVD",
+            d_logits.astype(x.dtype).reshape(parts, -1, *raw.shape[1:]),
+            x.reshape(parts, -1, *x.shape[1:]),
             preferred_element_type=jnp.float32,
         )
+        d_kernel = sharding.constrain(d_kernel, "batch", "vocab", None)
         if bias is not None:
             d_bias += d_logits.sum(axis=(0, 1))
         return (sums, (d_kernel, d_bias)), d_x
 
     zero = jnp.zeros((), jnp.float32)
-    d_kernel = jnp.zeros(kernel.shape if differentiate else (), jnp.float32)
+    d_kernel = zero
+    if differentiate:
+        d_kernel = jnp.zeros((parts, *kernel.shape), jnp.float32)
+        d_kernel = sharding.constrain(d_kernel, "batch", "vocab", None)
     d_bias = (
         jnp.zeros((V,), jnp.float32) if differentiate and bias is not None else zero
     )
@@ -184,6 +199,7 @@ def _scan(states, kernel, bias, targets, weights, softcap, z_loss, differentiate
     sums = (objective, (total, correct))
     if not differentiate:
         return sums, None
+    d_kernel = sharding.constrain(d_kernel.sum(axis=0), "vocab", "embed")
     d_states = d_states.swapaxes(0, 1).reshape(B, count * size, D)[:, :T]
     return sums, (
         d_states.astype(states.dtype),
