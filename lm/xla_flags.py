@@ -19,9 +19,12 @@ What is not a flag:
   dropout of attention. XLA's own needs memory that is quadratic in the length.
 - Recomputation, `model.remat`, the least memory first: `full` keeps the input of each
   layer (Chen et al. 2016, https://arxiv.org/abs/1604.06174) and takes a third more
-  FLOPs; `dots_no_batch` also what matmuls with parameters make (MaxText's `minimal`);
-  `dots` also the scores of attention, where XLA computes them; `none` all. The last
-  that fits is the fastest; `tools.plan --search` tries them.
+  FLOPs; `attention` also what attention returns (MaxText's `context`), so that its
+  kernel runs once; `dots_no_batch` what matmuls with parameters make (MaxText's
+  `minimal`; Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198, section 5);
+  `dots_attention` both (MaxText's `minimal_with_context`); `dots` also the scores of
+  attention, where XLA computes them; `none` all. The last that fits is the fastest;
+  `tools.plan --search` tries them.
 - `CUDA_DEVICE_MAX_CONNECTIONS=1` on several Hopper GPUs, for overlap; on Blackwell it
   is slower (JAX-Toolbox, docs/GPU_performance.md). It is CUDA's: export it yourself.
 """

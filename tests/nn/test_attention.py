@@ -1,10 +1,14 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 
 from lm.nn import attention
 from lm.nn.attention import Mask, dot_product_attention
+from lm.nn.transformer import REMAT_POLICIES
 
 B, T, N, H = 2, 256, 4, 16
 
@@ -57,6 +61,23 @@ def textbook(query, key, value, mask, softcap=0.0, bias=None):
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     return np.einsum("bnts,bsnh->btnh", weights, value)
+
+
+@pytest.mark.parametrize(
+    "remat, calls",
+    [("none", 1), ("full", 2), ("attention", 1), ("dots_attention", 1)],
+)
+def test_a_remat_policy_keeps_what_attention_returns(remat, calls):
+    def loss(query, key, value):
+        mask = Mask(causal=True)
+        out = dot_product_attention(query, key, value, mask, implementation="splash")
+        return checkpoint_name(out, attention.ATTENDED).sum()
+
+    if policy := REMAT_POLICIES[remat]:
+        loss = jax.checkpoint(loss, policy=policy)
+    program = str(jax.make_jaxpr(jax.grad(loss))(*make_inputs()))
+    # Forward kernels alone; those of the gradient are called otherwise.
+    assert len(re.findall("name=splash_mha_fwd", program)) == calls
 
 
 @pytest.mark.parametrize("implementation", ["xla", "splash"])
