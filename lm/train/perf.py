@@ -78,6 +78,12 @@ def step_flops(
     return total + rows * config.mixing_flops(length, source_length)
 
 
+def device_peak(kind: str) -> float | None:
+    """Returns the peak of a device by its `device_kind`, None if the table lacks it."""
+    found = (peak for name, peak in PEAK_FLOPS if re.search(name, kind.lower()))
+    return next(found, None)
+
+
 @functools.cache
 def peak_flops() -> float:
     """Returns the peak of all devices: from a table, else as measured.
@@ -86,9 +92,8 @@ def peak_flops() -> float:
     large float32 matmul.
     """
     device = jax.devices()[0]
-    for pattern, peak in PEAK_FLOPS:
-        if re.search(pattern, device.device_kind.lower()):
-            return peak * jax.device_count()
+    if peak := device_peak(device.device_kind):
+        return peak * jax.device_count()
     n = 1024
     best = float("inf")
     # One device's rate, whatever mesh is current.

@@ -61,10 +61,10 @@ def batch_shapes(config: Config, task: Task, mesh: Mesh) -> dict[str, Any]:
     capacity = max(rows.capacity(row) for row in range(rows.num_rows))
     row = task.features([], capacity, np.random.default_rng(0))
     row |= {"example_mask": np.zeros((), np.float32)}
-    where = sharding.batch_sharding(mesh)
-    return {
-        name: jax.ShapeDtypeStruct(
-            (config.batch_size, *np.shape(value)), np.asarray(value).dtype, sharding=where
-        )
-        for name, value in row.items()
-    }
+    where = sharding.batch_sharding(mesh, config.mesh)
+
+    def of_batch(value: Any) -> jax.ShapeDtypeStruct:
+        shape = (config.batch_size, *np.shape(value))
+        return jax.ShapeDtypeStruct(shape, np.asarray(value).dtype, sharding=where)
+
+    return {name: of_batch(value) for name, value in row.items()}

@@ -25,6 +25,7 @@ class Chip:
     Attributes:
         name: As in a topology.
         hbm: Bytes of memory, by the data sheet.
+        usable: Bytes of it that libtpu's compiler hands out (its own messages, 0.0.52).
         clock: Cycles a second of the core.
         ici: Bytes a second that a chip can send to its neighbours, over all links.
         slices: Shapes that are rented.
@@ -34,6 +35,7 @@ class Chip:
 
     name: str
     hbm: int
+    usable: float
     clock: float
     ici: float
     slices: tuple[tuple[int, ...], ...]
@@ -71,10 +73,10 @@ _DEEP_V5P = ((1, 1, 1), *_DEEP)
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 32 * GIB, 1.05e9, 300e9, _DEEP, 4096),
-        Chip("v5e", 16 * GIB, 1.5e9, 200e9, _FLAT, 256),
-        Chip("v5p", 95 * GIB, 1.75e9, 600e9, _DEEP_V5P, 6144),
-        Chip("v6e", 32 * GIB, 1.75e9, 448e9, _FLAT, 256),
+        Chip("v4", 32 * GIB, 30.5 * GIB, 1.05e9, 300e9, _DEEP, 4096),
+        Chip("v5e", 16 * GIB, 15.75 * GIB, 1.5e9, 200e9, _FLAT, 256),
+        Chip("v5p", 95 * GIB, 95.73 * GIB, 1.75e9, 600e9, _DEEP_V5P, 6144),
+        Chip("v6e", 32 * GIB, 31.24 * GIB, 1.75e9, 448e9, _FLAT, 256),
     )
 }
 

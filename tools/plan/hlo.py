@@ -405,8 +405,10 @@ def _flops(computation: Computation, instruction: Instruction) -> float:
     result = instruction.shapes[0]
     if instruction.opcode == "dot":
         axes = instruction.attribute("lhs_contracting_dims").strip("{}")
-        return 2.0 * result.size * math.prod(
-            left.dims[int(axis)] for axis in axes.split(",") if axis
+        return (
+            2.0
+            * result.size
+            * math.prod(left.dims[int(axis)] for axis in axes.split(",") if axis)
         )
     return _convolution_flops(instruction, left, right, result)
 
