@@ -17,6 +17,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PIP) $$(grep -E '^(setuptools|setuptools-scm|vcs-versioning|packaging|wheel)==' requirements.lock)
 	$(PIP) --no-build-isolation -r requirements.lock
 	$(PIP) --no-build-isolation --editable .
+	$(PIP) --upgrade --target $(VENV)/libtpu "$$(sed -n 's/^plan = \["\(.*\)"\]/\1/p' pyproject.toml)"
 	@touch $@
 
 demo: install

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lm.sharding import constrain
 from lm.types import Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -62,11 +63,14 @@ class Einsum(nn.Module):
         init = _normal(self.stddev or fan_in**-0.5)
         shape = (*self.in_shape, *self.out_shape)
         kernel = declare(self, "kernel", init, self.axes, shape)
+        # What is sharded along `embed` is gathered for each use, in the dtype of the
+        # arithmetic. XLA left alone would send parts around between parts of a matmul,
+        # each of which reads and writes the whole result again.
+        gathered = (None if axis == "embed" else axis for axis in self.axes)
+        kernel = constrain(kernel.astype(self.dtype), *gathered)
         # One matmul of two axes: XLA has no faster form for any of our shapes.
         leading = x.shape[: x.ndim - len(self.in_shape)]
-        y = x.astype(self.dtype).reshape(-1, fan_in) @ (
-            kernel.astype(self.dtype).reshape(fan_in, -1)
-        )
+        y = x.astype(self.dtype).reshape(-1, fan_in) @ kernel.reshape(fan_in, -1)
         if self.use_bias:
             axes = self.axes[len(self.in_shape) :]
             bias = declare(self, "bias", nn.initializers.zeros, axes, self.out_shape)

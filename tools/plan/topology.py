@@ -1,7 +1,10 @@
 """The devices of a TPU slice, as libtpu describes them on a machine that has none."""
 
+import importlib.util
 import os
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lm.types import UserError
@@ -20,35 +23,47 @@ _SETTINGS = {
 }
 
 
+# Where `make install` puts libtpu: beside the other packages, or else JAX would load
+# it, and look for chips, whatever it is used for.
+APART = Path(sys.prefix) / "libtpu"
+
+
 def prepare() -> None:
-    """Sets what libtpu reads when it loads; to be called before JAX does."""
+    """Finds libtpu and sets what it reads; to be called before JAX loads.
+
+    Raises:
+        UserError: If it is not installed.
+    """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+    library = APART / "libtpu" / "libtpu.so"
+    if "TPU_LIBRARY_PATH" in os.environ or importlib.util.find_spec("libtpu"):
+        return
+    if not library.is_file():
+        raise UserError(
+            "a plan needs libtpu, which is not installed; `make install` does that, or "
+            "pip install the extra `plan` of pyproject.toml"
+        )
+    os.environ["TPU_LIBRARY_PATH"] = str(library)
 
 
 def devices(part: Slice, num_slices: int = 1) -> Sequence[Any]:
     """Returns the devices of so many slices.
 
     Raises:
-        UserError: If libtpu is not installed.
+        UserError: If libtpu cannot describe them.
     """
     from jax.experimental import topologies
 
-    more = {"num_slices": num_slices} if num_slices > 1 else {}
+    more: dict[str, Any] = {"num_slices": num_slices} if num_slices > 1 else {}
     if part.chip.name == "v4":  # two cores that appear as one device, as on Cloud TPU
         more["chip_config_name"] = "megacore"
-    # By default a host has 2 x 2 chips, more than the smallest slices have.
-    if part.size < 4:
+    if part.size < 4:  # by default a host has 2 x 2 chips
         more["chips_per_host_bounds"] = [*part.shape, 1][:3]
     try:
         return topologies.get_topology_desc(
             platform="tpu", topology_name=part.name, **more
         ).devices
-    except (RuntimeError, ValueError, ImportError) as error:
-        line = " ".join(str(error).split())
-        if "libtpu" in line and "topology" not in line.lower():
-            raise UserError(
-                f"libtpu does not load ({line[:120]}); install the extra `plan` of "
-                "pyproject.toml"
-            ) from error
-        raise UserError(f"--topology {part.name}: {line[:200]}") from error
+    except (RuntimeError, ValueError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"--topology {part.name}: {line}; choose another") from error
