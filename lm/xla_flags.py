@@ -33,6 +33,7 @@ import importlib.util
 import mmap
 import os
 import re
+import sys
 from argparse import Namespace
 from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
@@ -306,9 +307,14 @@ def library(accelerator: str) -> Path | None:
     package = "libtpu" if accelerator in TPUS else "jaxlib"
     file = "libtpu.so" if accelerator in TPUS else "libjax_common.so"
     spec = importlib.util.find_spec(package)
-    for folder in (spec and spec.submodule_search_locations) or ():
-        if (Path(folder) / file).exists():
-            return Path(folder) / file
+    # tools.plan's libtpu is apart from other packages.
+    apart = Path(sys.prefix, package)
+    for folder in (
+        *((spec and spec.submodule_search_locations) or ()),
+        apart / package,
+    ):
+        if Path(folder, file).exists():
+            return Path(folder, file)
     return None
 
 
