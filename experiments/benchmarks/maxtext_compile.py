@@ -2,7 +2,7 @@
 
     .venv-maxtext/bin/python experiments/benchmarks/maxtext_compile.py FOLDER FLAG…
 
-The FLAGs are those of MaxText's `train_compile`. `maxtext.py` runs it, in an
+The FLAGs are those of MaxText's `train_compile`. `versus_maxtext.py` runs it, in an
 environment of its own.
 """
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from experiments.benchmarks import maxtext
+from experiments.benchmarks import versus_maxtext as maxtext
 from experiments.tpu import plans
 from lm import config as config_lib
 from lm.sharding import MESH_AXES

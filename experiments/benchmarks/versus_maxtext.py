@@ -1,7 +1,7 @@
 """Compiles the same model for the same TPU slice here and in MaxText, side by side.
 
     make .venv-maxtext/.installed
-    python -m experiments.benchmarks.maxtext
+    python -m experiments.benchmarks.versus_maxtext
 
 MaxText 0.2.5 (`train_compile`) has an environment of its own, on Python 3.12 with jax
 0.11.1; both sides compile with the same release of libtpu, from shapes alone, and both
