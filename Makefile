@@ -43,6 +43,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/shellcheck --external-sources .ci/* experiments/*/*.sh experiments/*/*.sbatch
 
 format: install
 	$(BIN)/ruff check --fix .
@@ -57,6 +58,22 @@ bench: install .venv-bench/.installed
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 'transformers>=5.20' gensim==4.4.0
 	@touch $@
 
+# MaxText has jax 0.11.1 and Python 3.12: make .venv-maxtext/.installed MAXTEXT_PYTHON=…
+# What it imports is named, as what it declares is ten times as much. libtpu is that of
+# tools.plan.
+MAXTEXT_PYTHON ?= python3.12
+.venv-maxtext/.installed: Makefile
+	$(MAXTEXT_PYTHON) -m venv .venv-maxtext
+	.venv-maxtext/bin/python -m pip install --quiet --disable-pip-version-check \
+	  jax==0.11.1 jaxlib==0.11.1 libtpu==0.0.52 flax optax orbax-checkpoint absl-py \
+	  omegaconf pydantic ml-collections aqtp chex jaxtyping drjax qwix tokamax grain \
+	  tensorboard sentencepiece pathwaysutils pillow tiktoken jsonlines nltk evaluate \
+	  datasets transformers google-cloud-storage google-cloud-monitoring \
+	  google-cloud-mldiagnostics cloud-accelerator-diagnostics ml-goodput-measurement \
+	  math-verify jinja2 markupsafe
+	.venv-maxtext/bin/python -m pip install --quiet --disable-pip-version-check --no-deps maxtext==0.2.5
+	@touch $@
+
 # Resolve again for both lines: jax 0.10.2 on Python 3.11, the newest on 3.12.
 lock: install
 	$(BIN)/python -m pip install --quiet uv
@@ -64,4 +81,4 @@ lock: install
 	  --no-header --no-annotate pyproject.toml --output-file requirements.lock
 
 clean:
-	rm -rf .venv .venv312 .venv-bench runs data
+	rm -rf .venv .venv312 .venv-bench .venv-maxtext runs data

@@ -10,7 +10,7 @@ GPT-2's, `vocab.json` and `merges.txt` in one folder, or one of your own:
 
     python -m tools.train_tokenizer --source=tfds:c4/en --kind=byte_bpe \\
         --vocab-size=50257 --max-texts=1000000 --output=data/tokenizers/gpt2
-    python -m lm.train --config=configs/gpt2_124m.py --workdir=gs://… or a folder
+    python -m lm.train --config=configs/gpt2_124m.py --workdir=runs/gpt2_124m
 """
 
 from lm.config import to_config_dict

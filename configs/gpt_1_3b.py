@@ -14,7 +14,7 @@ was run): 3.16 of 15.75 GiB a chip, of which 2.20 are temporary, and 9.27e8 cycl
     python -m tools.plan --config=configs/gpt_1_3b.py --topology=v5e:4x4 \\
         --config.mesh.data=1 --config.mesh.fsdp=16 --config.model.remat=full \\
         --config.batch_size=64 --config.grad_accum_steps=1
-    python -m lm.train --config=configs/gpt_1_3b.py --workdir=gs://… or a folder
+    python -m lm.train --config=configs/gpt_1_3b.py --workdir=runs/gpt_1_3b
 """
 
 from lm.config import to_config_dict

@@ -1,5 +1,6 @@
 """Every shipped config builds, and is the model that it says it is."""
 
+import re
 from pathlib import Path
 
 import flax.linen as nn
@@ -22,6 +23,8 @@ PUBLISHED = {
     "gpt2_124m": 124_439_808 + 47 * 768,  # rows that pad the vocabulary
     "bert_base": 109_514_298,  # BertForMaskedLM
     "t5_small": 76_961_152,  # google/t5-v1_1-small
+    "t5_11b": 11_307_321_344,  # t5-11b
+    "llama3_8b": 8_030_261_248,  # meta-llama/Meta-Llama-3-8B
 }
 
 
@@ -33,8 +36,10 @@ def test_config_builds_without_memory(path):
     assert jax.tree.leaves(jax.eval_shape(optimizer.init, params))
     if path.stem in PUBLISHED:
         assert tree.count(params) == PUBLISHED[path.stem]
-    # The docstring is a document: it has the command.
+    # The docstring is a document: it has the command, and what it counts is so.
     assert f"--config=configs/{path.name}" in path.read_text()
+    counts = re.findall(r"\d+(?:,\d{3}){3}", path.read_text())
+    assert {int(number.replace(",", "")) for number in counts} <= {tree.count(params)}
 
 
 @pytest.mark.parametrize(

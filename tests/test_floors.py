@@ -10,7 +10,7 @@ import lm
 # The map of the house. Files of one package, and those of lm itself that share a floor,
 # may import each other. A new package takes its place here.
 FLOORS = (
-    ("types", "tree", "metrics", "config", "cli", "atomic", "memory"),
+    ("types", "tree", "metrics", "config", "cli", "atomic", "memory", "xla_flags"),
     ("text", "sharding"),
     ("data", "nn"),
     ("models", "vectors", "vector_scores"),

@@ -27,7 +27,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lm import cli, sharding, tree
+from lm import cli, sharding, tree, xla_flags
 from lm import config as config_lib
 from lm import metrics as metrics_lib
 from lm.data.ahead import read_ahead
@@ -62,6 +62,7 @@ def main(args: Namespace, overrides: list[str]) -> dict[str, Any]:
     wanted = [name for name in ROWS if args.only in name]
     if not wanted:
         raise UserError(f"--only={args.only} is part of no row's name")
+    xla_flags.apply()
     if jax.default_backend() != "gpu":
         raise UserError("there is no GPU here that JAX sees; install jax[cuda13]")
     for name, error in attention_errors().items():

@@ -26,6 +26,9 @@ from lm.nn.platform import platform
 from lm.sharding import constrain, parts
 from lm.types import Array
 
+# The name by which a remat policy keeps what attention returns.
+ATTENDED = "attended"
+
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 
 # Finite, so that a row that may attend to nothing (padding) has no NaN.
@@ -339,6 +342,8 @@ def _splash_kernel(T: int, S: int, mask: Mask, softcap: float, shards: int):
             block_kv_dq=kv,
         ),
         attn_logits_soft_cap=softcap or None,
+        # The gradient also needs the scores' sums, which are kept by the same name.
+        residual_checkpoint_name=ATTENDED,
         head_shards=1,
         q_seq_shards=shards,
         interpret=platform() != "tpu",

@@ -11,7 +11,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from lm import cli
+from lm import cli, xla_flags
 from lm import config as config_lib
 from lm.memory import keep_freed
 from lm.types import UserError
@@ -38,6 +38,12 @@ def main(args: Namespace, overrides: list[str]) -> dict[str, Any]:
     profile = _steps(args.profile)
     if not args.workdir:
         raise UserError("--workdir is empty; name a folder")
+    if "://" in args.workdir:
+        raise UserError(
+            f"--workdir={args.workdir} is no folder; mount what all hosts share, and "
+            "name a folder there"
+        )
+    xla_flags.apply()
     if args.distributed:
         import jax
 

@@ -13,7 +13,7 @@ from lm import tree
 from lm.models import MODELS, build_model
 from lm.nn.losses import cross_entropy
 from lm.nn.positions import RopeScaling
-from lm.nn.transformer import stack_layers, unstack_layers
+from lm.nn.transformer import REMAT_POLICIES, stack_layers, unstack_layers
 from lm.types import UserError
 
 B, T = 2, 24
@@ -326,7 +326,7 @@ def test_unrolled_is_scanned(unroll):
 @pytest.mark.parametrize(
     "name,remat,scan",
     [
-        *(("gpt", remat, True) for remat in ("full", "dots", "dots_no_batch")),
+        *(("gpt", remat, True) for remat in REMAT_POLICIES if remat != "none"),
         ("gpt", "full", False),
         ("bert", "full", True),
         ("t5", "full", True),

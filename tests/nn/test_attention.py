@@ -1,11 +1,16 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from lm import sharding
 from lm.nn import attention
 from lm.nn.attention import Mask, dot_product_attention
+from lm.nn.transformer import REMAT_POLICIES
 
 B, T, N, H = 2, 256, 4, 16
 
@@ -58,6 +63,25 @@ def textbook(query, key, value, mask, softcap=0.0, bias=None):
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     return np.einsum("bnts,bsnh->btnh", weights, value)
+
+
+@pytest.mark.parametrize(
+    "remat, calls",
+    [("none", 1), ("full", 2), ("attention", 1), ("dots_attention", 1)],
+)
+def test_a_remat_policy_keeps_what_attention_returns(remat, calls):
+    def loss(query, key, value):
+        mask = Mask(causal=True)
+        out = dot_product_attention(query, key, value, mask, implementation="splash")
+        return checkpoint_name(out, attention.ATTENDED).sum()
+
+    if policy := REMAT_POLICIES[remat]:
+        loss = jax.checkpoint(loss, policy=policy)
+    program = jax.make_jaxpr(jax.value_and_grad(loss))(*make_inputs()).jaxpr
+    # What nothing reads is not computed; it stands in the program all the same.
+    program, _ = dce_jaxpr(program, [True] * len(program.outvars))
+    # Forward kernels alone; those of the gradient are called otherwise.
+    assert len(re.findall("name=splash_mha_fwd", str(program))) == calls
 
 
 @pytest.mark.parametrize("implementation", ["xla", "splash"])
