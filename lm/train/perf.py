@@ -81,7 +81,7 @@ def peak_flops() -> float:
     A device that the table lacks, such as a CPU, is credited with the rate of one
     large float32 matmul.
     """
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     for pattern, peak in PEAK_FLOPS:
         if re.search(pattern, device.device_kind.lower()):
             return peak * jax.device_count()
@@ -96,7 +96,7 @@ def peak_flops() -> float:
             multiply(x, x).block_until_ready()
             best = min(best, time.perf_counter() - start)
     # Devices of a CPU are threads of the same cores, so they are not summed.
-    return 2.0 * n**3 / best
+    return 2.0 * n**3 / best * jax.process_count()
 
 
 class Trace:
@@ -119,7 +119,9 @@ class Trace:
                 f"--profile={steps.start}:{steps.stop} is outside of the steps from "
                 f"{first_step} to {num_train_steps} that are left"
             )
-        self._steps = range(max(steps.start, first_step), steps.stop)
+        # Processes on one machine would write to the same file.
+        mine = steps if jax.process_index() == 0 else range(0)
+        self._steps = range(max(mine.start, first_step), mine.stop)
         self._to = to
         self._is_on = False
 
