@@ -53,6 +53,8 @@ _OF_PEERS = re.compile(
 # may take to close its files.
 _INTERVAL, _PROCESSES_AN_INTERVAL = 1.0, 64
 _CLOSING = 10.0
+# JAX, which would abort, waits this many times longer for a silent process.
+_JAX_PATIENCE = 10
 _FOREVER_MS = 30 * 24 * 3600 * 1000
 
 # A host is slow if it takes this many times what the median takes, and more by this
@@ -237,8 +239,8 @@ def _receive(
         )
     except OSError as error:
         raise UserError(
-            f"cannot listen at port {port}: {error.strerror}; choose another port in "
-            "--coordinator on all hosts"
+            f"cannot listen at port {port}: {os.strerror(error.errno or 0)}; choose "
+            "another port in --coordinator on all hosts"
         ) from error
     came: dict[int, dict[str, Any]] = {0: mine}
     trouble = ""
@@ -330,9 +332,10 @@ class _Service:
     def __init__(self, address: str, count: int, **options):
         """Starts it; the arguments are those of JAX."""
         seconds = options["heartbeat_timeout"]
+        linger = seconds // _JAX_PATIENCE + _CLOSING  # until all have said why
         self._process = subprocess.Popen(
             [sys.executable, "-c", _SERVICE, address, str(count)]
-            + [str(seconds), str(seconds)],
+            + [str(seconds), str(int(linger))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -352,6 +355,13 @@ class _Service:
             self._process.communicate("done", timeout=_CLOSING)
 
 
+def _client() -> Any:
+    """Returns JAX's connection to its coordination service."""
+    from jax._src import distributed as jax_distributed
+
+    return jax_distributed.global_state.client
+
+
 class Watch:
     """Sees that all processes live and go on, and ends this one if they do not."""
 
@@ -363,12 +373,10 @@ class Watch:
             hosts: The name of each process's host.
             args: With the timeouts of `add_flags`.
         """
-        from jax._src import distributed as jax_distributed
-
         self.place = place
         self.kept: Callable[[], str] = lambda: ""
         self._hosts = hosts
-        self._client: Any = jax_distributed.global_state.client
+        self._client = _client()
         self._patience = args.heartbeat_timeout
         self._step_timeout = args.step_timeout
         self._interval = _INTERVAL * max(1, place.count // _PROCESSES_AN_INTERVAL)
@@ -617,8 +625,8 @@ def _connect(place: Place, args: argparse.Namespace) -> None:
             place.count,
             place.index,
             initialization_timeout=args.start_timeout,
-            heartbeat_timeout_seconds=10 * args.heartbeat_timeout,
-            shutdown_timeout_seconds=10 * args.heartbeat_timeout,
+            heartbeat_timeout_seconds=_JAX_PATIENCE * args.heartbeat_timeout,
+            shutdown_timeout_seconds=_JAX_PATIENCE * args.heartbeat_timeout,
         )
     except RuntimeError as error:
         raise UserError(f"cannot start jax.distributed: {_line(error)}") from error
