@@ -20,7 +20,7 @@ SLOW = """
 import sys, time, runpy
 from lm.data.pipeline import Pipeline
 batch = Pipeline.batch
-Pipeline.batch = lambda self, number: (time.sleep(0.2), batch(self, number))[1]
+Pipeline.batch = lambda self, number: (time.sleep(0.3), batch(self, number))[1]
 sys.argv = ["lm.train", *sys.argv[1:]]
 runpy.run_module("lm.train", run_name="__main__", alter_sys=True)
 """
@@ -116,7 +116,8 @@ def test_a_run_whose_host_is_killed_or_asked_to_end_goes_on_bit_equal(
     start, make_config, tmp_path
 ):
     config = make_config(num_train_steps=10**5, checkpoint_every_steps=7)
-    config = dataclasses.replace(config, log_every_steps=1, warmup_steps=10)
+    data = dataclasses.replace(config.data, prefetch=1, num_workers=1)
+    config = dataclasses.replace(config, data=data, warmup_steps=10)
     workdir = tmp_path / "run"
     processes = start(config, workdir, 2, 1, slow=1)
     wait_for(17, workdir, processes)
