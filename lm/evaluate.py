@@ -39,7 +39,7 @@ from typing import Any
 
 import numpy as np
 
-from lm import cli, distributed, scorecard
+from lm import cli, distributed, rendezvous, scorecard
 from lm.config import check_range
 from lm.text.overlap import find_overlap
 from lm.types import UserError
@@ -65,7 +65,7 @@ parser.add_argument(
 parser.add_argument(
     "--tune-thresholds", action="store_true", help="find and keep them; no report"
 )
-distributed.add_flags(parser)
+rendezvous.add_flags(parser)
 
 # Resampling the examples may take this long, and so many times it is done at most.
 RESAMPLING_SECONDS = 20.0

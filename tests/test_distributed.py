@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lm import cli, distributed
+from lm import cli, distributed, rendezvous
 from lm.types import UserError
 
 
 def parse(*flags):
     parser = argparse.ArgumentParser()
-    distributed.add_flags(parser)
+    rendezvous.add_flags(parser)
     return parser.parse_args(flags)
 
 
@@ -36,21 +36,21 @@ SLURM = {
 
 
 def test_flags_say_which_process_this_is():
-    assert distributed.find_place(parse(*FLAGS)) == distributed.Place("h:1", 2, 1)
-    six = distributed.Place("[fe80::1]:80", 2, 0)
+    assert rendezvous.find_place(parse(*FLAGS)) == rendezvous.Place("h:1", 2, 1)
+    six = rendezvous.Place("[fe80::1]:80", 2, 0)
     assert six.address == ("fe80::1", 80)
-    assert distributed.find_place(parse()) is None
-    assert distributed.find_place(parse("--num-processes=1")) is None
+    assert rendezvous.find_place(parse()) is None
+    assert rendezvous.find_place(parse("--num-processes=1")) is None
 
 
 def test_slurm_says_which_process_this_is(monkeypatch):
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
-    place = distributed.find_place(parse())
-    assert place == distributed.Place("node003:61443", 4, 3)
-    assert distributed.find_place(parse("--num-processes=1")) is None
+    place = rendezvous.find_place(parse())
+    assert place == rendezvous.Place("node003:61443", 4, 3)
+    assert rendezvous.find_place(parse("--num-processes=1")) is None
     monkeypatch.setenv("SLURM_NTASKS", "1")
-    assert distributed.find_place(parse()) is None
+    assert rendezvous.find_place(parse()) is None
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_slurm_says_which_process_this_is(monkeypatch):
 )
 def test_flags_that_do_not_fit_are_refused(flags, message):
     with pytest.raises(UserError, match=message):
-        distributed.find_place(parse(*flags))
+        rendezvous.find_place(parse(*flags))
 
 
 def meet(port, *places, timeout=10.0):
@@ -73,14 +73,14 @@ def meet(port, *places, timeout=10.0):
 
     def one(place):
         try:
-            return distributed.meet(place, timeout)
+            return rendezvous.meet(place, timeout)
         except UserError as error:
             assert "\n" not in str(error)
             return str(error)
 
     where = f"127.0.0.1:{port}"
     with ThreadPoolExecutor(len(places)) as pool:
-        return list(pool.map(one, [distributed.Place(where, *p) for p in places]))
+        return list(pool.map(one, [rendezvous.Place(where, *p) for p in places]))
 
 
 def test_all_meet_whoever_comes_first(port):
@@ -141,7 +141,7 @@ def watch(monkeypatch, capfd):
         vars(args).update(timeouts)
         store = Store()
         monkeypatch.setattr(distributed, "_client", lambda: store)
-        place = distributed.Place("h:1", 3, 0)
+        place = rendezvous.Place("h:1", 3, 0)
         watch = distributed.Watch(place, ["a", "b", "c"], args)
         watches.append(watch)
         watch.kept = lambda: "the checkpoint of step 7 is kept"

@@ -21,7 +21,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from lm import cli, distributed
+from lm import cli, distributed, rendezvous
 from lm import config as config_lib
 from lm.memory import keep_freed
 from lm.types import UserError
@@ -37,7 +37,7 @@ parser.add_argument(
     metavar="A:B",
     help="trace steps A to B into the workdir; xprof opens it",
 )
-distributed.add_flags(parser)
+rendezvous.add_flags(parser)
 
 
 def main(args: Namespace, overrides: list[str]) -> dict[str, Any]:
