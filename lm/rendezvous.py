@@ -134,7 +134,8 @@ def _detect(args: argparse.Namespace) -> Place | None:
     except (RuntimeError, ValueError, LookupError, OSError, ImportError) as error:
         raise UserError(
             f"cannot find out the other processes: {one_line(error)}; give "
-            "--coordinator, --num-processes and --process-id, or --num-processes=1 to run alone"
+            "--coordinator, --num-processes and --process-id, or --num-processes=1 to "
+            "run alone"
         ) from error
 
 
