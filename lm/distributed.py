@@ -40,7 +40,7 @@ from lm import cli
 from lm.rendezvous import Place, find_place, meet, one_line
 from lm.types import UserError
 
-# A thread that fails to reach its peers tells so in these words.
+# Errors with these words may be of another process that is gone.
 _OF_PEERS = re.compile(
     "gloo|nccl|connection|socket|collective|UNAVAILABLE|DEADLINE|ABORTED|barrier|peer",
     re.IGNORECASE,
