@@ -19,6 +19,8 @@ may be right, becomes the one with the best F1 on this split. The workdir keeps 
 score another split with them.
 
 The checkpoint is the best one of a run that has `eval.patience`, else the latest.
+
+Several hosts share the rows, as in `lm.train`; the scores are those of one.
 """
 
 import contextlib
@@ -37,7 +39,7 @@ from typing import Any
 
 import numpy as np
 
-from lm import cli, scorecard
+from lm import cli, distributed, rendezvous, scorecard
 from lm.config import check_range
 from lm.text.overlap import find_overlap
 from lm.types import UserError
@@ -63,6 +65,7 @@ parser.add_argument(
 parser.add_argument(
     "--tune-thresholds", action="store_true", help="find and keep them; no report"
 )
+rendezvous.add_flags(parser)
 
 # Resampling the examples may take this long, and so many times it is done at most.
 RESAMPLING_SECONDS = 20.0
@@ -74,16 +77,27 @@ SAMPLES = 5
 
 def main(args: Namespace) -> dict[str, Any]:
     """Evaluates and prints one metric a line."""
+    for name in ("stride", "batch_size", "max_batches"):
+        check_range(f"--{name.replace('_', '-')}", getattr(args, name), 0)
+    with distributed.joined(args):
+        return _evaluate(args)
+
+
+def _evaluate(args: Namespace) -> dict[str, Any]:
+    """Evaluates, as one of several processes or alone."""
     from lm import sharding
     from lm.completion import Writer
     from lm.tasks import Generative, Predictive, build_task
     from lm.train import workdir
     from lm.train.evaluation import Evaluator, read_examples
 
-    for name in ("stride", "batch_size", "max_batches"):
-        check_range(f"--{name.replace('_', '-')}", getattr(args, name), 0)
     loaded = workdir.load(Path(args.workdir), args.step)
     config, task, data = loaded.config, loaded.task, loaded.config.data
+    if isinstance(task, Generative) and distributed.is_several():
+        raise UserError(
+            f"task {config.task.name} writes text, which one host does; leave out the "
+            "flags of several hosts, or set --num-processes=1"
+        )
     if args.stride:
         if not hasattr(config.task, "stride"):
             raise UserError(f"--stride: task {config.task.name} has no windows")
@@ -137,7 +151,7 @@ def main(args: Namespace) -> dict[str, Any]:
     _show(values)
     if args.tune_thresholds:
         values = _tune(Path(args.workdir), config, task, examples, predictions)
-    elif predicts:
+    elif predicts and distributed.is_first():
         report = _report(args, loaded, split, examples, predictions)
         if overlap:
             without = _without_near(task, examples, predictions, kinds)
@@ -164,7 +178,8 @@ def _tune(
     from lm.train.workdir import save_config
 
     tuned = task.tuned(examples, predictions)
-    save_config(workdir, dataclasses.replace(config, task=tuned))
+    if distributed.is_first():
+        save_config(workdir, dataclasses.replace(config, task=tuned))
     print("with the thresholds that are best here, kept in config.json:")
     _show(dict(zip(tuned.labels, tuned.thresholds)))
     tuned_task: Any = build_task(tuned, task.tokenizer)

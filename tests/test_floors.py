@@ -11,7 +11,7 @@ import lm
 # may import each other. A new package takes its place here.
 FLOORS = (
     ("types", "tree", "metrics", "config", "cli", "atomic", "memory", "xla_flags"),
-    ("text", "sharding"),
+    ("text", "sharding", "rendezvous", "distributed"),
     ("data", "nn"),
     ("models", "vectors", "vector_scores"),
     ("tasks", "adapt"),

@@ -182,7 +182,7 @@ class Pipeline:
     corpora: Sequence[Corpus]
     layouts: Sequence[Rows]
     order: Order
-    host: range
+    host: Sequence[int]
     is_endless: bool
     seed: int
     prefetch: int
@@ -276,8 +276,7 @@ def build_pipeline(
     seed: int,
     train: bool,
     start_row: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    host: Sequence[int] = (),
 ) -> Pipeline:
     """Encodes the texts if need be and returns their batches.
 
@@ -291,16 +290,14 @@ def build_pipeline(
             (where rows are bucketed, also on `batch_size`).
         train: Endless and shuffled, or each row once and in order.
         start_row: Where in the endless stream to begin.
-        process_index: Which host this is.
-        process_count: How many there are; each gets a contiguous part of a batch.
+        host: Which rows of a batch are this host's; () means all.
 
     Raises:
-        UserError: If a split is empty or shorter than a batch of training, the batch
-            does not divide over the hosts, or what is given does not fit otherwise.
+        UserError: If a split is empty or shorter than a batch of training, or what is
+            given does not fit otherwise.
     """
     if seed < 0:
         raise UserError(f"seed is {seed}; it must be at least 0")
-    host = _host(batch_size, process_index, process_count)
     specs = config.named_sources()
     stores = [_store(task, tokenizer, config, spec, split) for spec in specs]
     is_mixture = train and bool(config.weights)
@@ -340,7 +337,7 @@ def build_pipeline(
         corpora=corpora,
         layouts=layouts,
         order=order,
-        host=host,
+        host=host or range(batch_size),
         is_endless=train,
         seed=seed,
         prefetch=config.prefetch,
@@ -352,8 +349,7 @@ def one_pass(
     task: DataTask,
     documents: Sequence[Mapping[str, np.ndarray]],
     batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    host: Sequence[int] = (),
 ) -> Pipeline:
     """Returns the batches of documents in memory, each row once and in order.
 
@@ -362,11 +358,7 @@ def one_pass(
         documents: Encoded, with the same columns each; at least one. A piece of
             document i in `Pipeline.documents` is of `documents[i]`.
         batch_size: Rows of a batch, over all hosts.
-        process_index: Which host this is.
-        process_count: How many there are.
-
-    Raises:
-        UserError: If the batch does not divide over the hosts.
+        host: Which rows of a batch are this host's; () means all.
     """
     store = from_documents(documents)
     rows = task.rows(store.lengths(), False, -1)
@@ -379,23 +371,12 @@ def one_pass(
         corpora=[Corpus([store])],
         layouts=[rows],
         order=order,
-        host=_host(batch_size, process_index, process_count),
+        host=host or range(batch_size),
         is_endless=False,
         seed=0,
         prefetch=DataConfig.prefetch,
         num_workers=DataConfig.num_workers,
     )
-
-
-def _host(batch_size: int, index: int, count: int) -> range:
-    """Returns which rows of a batch are a host's."""
-    if batch_size % count:
-        raise UserError(
-            f"batch_size {batch_size} does not divide over {count} hosts; make it a "
-            "multiple"
-        )
-    share = batch_size // count
-    return range(index * share, (index + 1) * share)
 
 
 def _store(

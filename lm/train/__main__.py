@@ -5,13 +5,23 @@
 
 Run the same command again to go on from the last checkpoint. SIGTERM and Ctrl-C
 save one before they end the run.
+
+On several hosts each runs the same command, but for the last flag, with a workdir that
+all of them share:
+
+    python -m lm.train --config=… --workdir=/shared/gpt \\
+        --coordinator=10.0.0.1:8476 --num-processes=2 --process-id=0
+
+Under srun, mpirun and on a Cloud TPU slice none of these flags is needed. A signal to
+one host makes all save the same step; if one dies, all end with a line that names it,
+and the same commands, on as many hosts as there are, go on from the last checkpoint.
 """
 
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from lm import cli, xla_flags
+from lm import cli, distributed, rendezvous, xla_flags
 from lm import config as config_lib
 from lm.memory import keep_freed
 from lm.types import UserError
@@ -27,9 +37,7 @@ parser.add_argument(
     metavar="A:B",
     help="trace steps A to B into the workdir; xprof opens it",
 )
-parser.add_argument(
-    "--distributed", action="store_true", help="one of several hosts (TPU pods, Slurm)"
-)
+rendezvous.add_flags(parser)
 
 
 def main(args: Namespace, overrides: list[str]) -> dict[str, Any]:
@@ -44,23 +52,15 @@ def main(args: Namespace, overrides: list[str]) -> dict[str, Any]:
             "name a folder there"
         )
     xla_flags.apply()
-    if args.distributed:
-        import jax
+    with distributed.joined(args):
+        from lm.train.config import Config
+        from lm.train.loop import train
 
-        try:
-            jax.distributed.initialize()
-        except (ValueError, RuntimeError) as error:
-            line = " ".join(str(error).split())
-            raise UserError(
-                f"--distributed: {line}; leave it out on a single host"
-            ) from error
-    from lm.train.config import Config
-    from lm.train.loop import train
-
-    result = train(Config.of(values), Path(args.workdir), profile)
-    if number := result.get("signal"):
-        print(f"stopped at step {result['step']}; the same command goes on from there")
-        raise cli.Ended(result, 128 + number)
+        result = train(Config.of(values), Path(args.workdir), profile)
+        if number := result.get("signal"):
+            step = result["step"]
+            print(f"stopped at step {step}; the same command goes on from there")
+            raise cli.Ended(result, 128 + number)
     return result
 
 

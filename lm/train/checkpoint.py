@@ -6,6 +6,7 @@ written or damaged is named, set aside and passed over for the one before it; it
 never deleted.
 """
 
+import contextlib
 import functools
 import gc
 import json
@@ -21,10 +22,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
-from lm import cli, tree
+from lm import cli, distributed, tree
 from lm.config import check_choice
 from lm.train.state import TrainState
 from lm.types import Array, Params, PyTree, UserError
@@ -126,6 +126,13 @@ class Checkpoints:
         self.wait()
         return max(self.steps(), default=None)
 
+    def kept(self) -> str:
+        """Says which checkpoint there is, from any thread and without Orbax."""
+        steps = [int(p.name) for p in self._folder.glob("[0-9]*") if p.name.isdigit()]
+        if not steps:
+            return "there is no checkpoint"
+        return f"the checkpoint of step {max(steps)} is kept"
+
     def save(
         self,
         step: int,
@@ -191,16 +198,25 @@ class Checkpoints:
         if jax.process_index() == 0:
             for path in sorted(self._folder.glob("[0-9]*.orbax-checkpoint-tmp*")):
                 self._set_aside(path, "it is half written")
-        found = self.steps()
+        found = distributed.from_first(self.steps)
         for step in reversed(found):
             try:
                 state, meta = self._read(step, abstract)
                 return state, meta["position"]
             except _DamagedError as error:
+                path = self._folder / str(step)
+                if error.is_here and distributed.is_several():
+                    # The others may be reading on, and wait for this host.
+                    with contextlib.suppress(FileNotFoundError):
+                        self._set_aside(path, str(error))
+                    raise UserError(
+                        f"checkpoint {path} is damaged: {error}; it is set aside, and "
+                        "the same commands go on from the one before"
+                    ) from error
+                distributed.together()
                 if jax.process_index() == 0:
-                    self._set_aside(self._folder / str(step), str(error))
-                if jax.process_count() > 1:
-                    multihost_utils.sync_global_devices(f"set aside {step}")
+                    self._set_aside(path, str(error))
+                distributed.together()
                 self._manager.reload()
         if found or any(self._folder.glob("damaged-*[0-9]")):
             raise UserError(
@@ -237,6 +253,8 @@ class Checkpoints:
                 return state[name], number
             except _DamagedError as error:
                 trouble = f"checkpoint {self._folder / str(number)} is damaged: {error}"
+                if error.is_here and distributed.is_several():
+                    break
                 _say(trouble)
         raise UserError(f"{trouble}; choose another --step")
 
@@ -283,7 +301,7 @@ class Checkpoints:
         if read is None and any(word in trouble for word in NOT_DAMAGE):
             raise UserError(f"cannot read {self._folder / str(step)}: {trouble}")
         if read is None:
-            raise _DamagedError(trouble)
+            raise _DamagedError(trouble, is_here=True)
         expected = read.meta.get("checksums", {})
         for name, checksum in checksums(read.state).items():
             if checksum != expected.get(name):
@@ -379,7 +397,15 @@ def _attempt(call: Callable[[], Any]) -> tuple[Any, str]:
 
 
 class _DamagedError(Exception):
-    """A checkpoint is not as it was written."""
+    """A checkpoint is not as it was written.
+
+    Attributes:
+        is_here: Whether this host may be the only one that knows.
+    """
+
+    def __init__(self, why: str, is_here: bool = False):
+        super().__init__(why)
+        self.is_here = is_here
 
 
 def checksums(state: PyTree) -> dict[str, int]:

@@ -11,14 +11,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lm import cli, sharding
+from lm import cli, distributed, sharding
 from lm import metrics as metrics_lib
 from lm.data.pipeline import DataConfig, Pipeline, build_pipeline, one_pass
 from lm.data.sources import open_source
 from lm.tasks import Predictive, Task
 from lm.text.tokenizers import Tokenizer
 from lm.train.step import make_eval_step
-from lm.types import Batch, Params, UserError
+from lm.types import Array, Batch, Params, UserError
 
 Example = Mapping[str, Any]
 Prediction = dict[str, Any]
@@ -72,7 +72,7 @@ class Evaluator:
 
         def batches(size: int) -> Pipeline:
             if isinstance(task, Predictive):
-                return one_pass(task, self._documents, size, *_host())
+                return one_pass(task, self._documents, size, host_rows(mesh, size))
             return build_pipeline(
                 task,
                 tokenizer,
@@ -81,8 +81,7 @@ class Evaluator:
                 batch_size=size,
                 seed=seed,
                 train=False,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
+                host=host_rows(mesh, size),
             )
 
         self._batches = batches(batch_size)
@@ -103,8 +102,9 @@ class Evaluator:
         """Leaves out examples for which `chosen` is False."""
         self.examples = list(itertools.compress(self.examples, chosen))
         self._documents = list(itertools.compress(self._documents, chosen))
+        size = self._batch_size
         self._batches = one_pass(
-            self._task, self._documents, self._batch_size, *_host()
+            self._task, self._documents, size, host_rows(self._mesh, size)
         )
 
     def __call__(
@@ -148,9 +148,15 @@ class Evaluator:
         metrics: metrics_lib.Metrics = {}
         for number in range(self.num_batches if self.examples else 1):
             batch = self._batches.batch(number)
-            shapes = tuple(value.shape for value in batch.values())
+            rows = {
+                name: jax.ShapeDtypeStruct(
+                    (self._batch_size, *value.shape[1:]), value.dtype
+                )
+                for name, value in batch.items()
+            }
+            shapes = tuple(value.shape for value in rows.values())
             if shapes not in made:
-                made[shapes] = jax.eval_shape(self._jitted, params, batch)
+                made[shapes] = jax.eval_shape(self._jitted, params, rows)
             metrics, outputs = made[shapes]
             found.add(
                 number,
@@ -223,7 +229,8 @@ class Predictor:
         if not examples:
             return []
         documents = self._task.encode_inputs(examples)
-        batches = one_pass(self._task, documents, self._batch_size, *_host())
+        size = self._batch_size
+        batches = one_pass(self._task, documents, size, host_rows(self._mesh, size))
         found = _ByExample(batches, len(examples))
         step = functools.partial(self._jitted, params)
         numbers = range(batches.num_batches)
@@ -242,6 +249,7 @@ def in_turn(
     """
     pending = None
     for number in numbers:
+        distributed.mark()
         following = number, step(put(mesh, batches.batch(number)))
         if pending:
             yield pending[0], jax.device_get(pending[1])
@@ -271,13 +279,42 @@ class _ByExample:
         return [[v for _, v in sorted(rows, key=begin)] for rows in self._found]
 
 
+def host_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
+    """Returns the rows of a batch that this host's devices hold, in rising order.
+
+    Hosts between which a row is split (by `tensor`, for example) hold the same rows.
+    """
+    size = batch_size // sharding.batch_shards(mesh)
+    return tuple(
+        row
+        for part in _host_parts(mesh)
+        for row in range(part * size, part * size + size)
+    )
+
+
+def _host_parts(mesh: Mesh) -> list[int]:
+    """Returns which of the parts of a batch's rows this host's devices hold."""
+    parts = sharding.batch_shards(mesh)
+    where = sharding.batch_sharding(mesh).addressable_devices_indices_map((parts,))
+    return sorted({index[0].indices(parts)[0] for index in where.values() if index})
+
+
 def put(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> Batch:
-    """Makes the global batch of which `batch` is this host's rows."""
-    where = sharding.batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(where, value)
-        for name, value in batch.items()
-    }
+    """Makes the global batch of which `batch` has the rows of `host_rows`."""
+    where, mine = sharding.batch_sharding(mesh), _host_parts(mesh)
+
+    def whole(value: np.ndarray) -> Array:
+        size = len(value) // len(mine)
+
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            first = (index[0].start or 0) if index else 0
+            place = mine.index(first // size) * size
+            return value[place : place + size]
+
+        shape = (size * sharding.batch_shards(mesh), *value.shape[1:])
+        return jax.make_array_from_callback(shape, where, part)
+
+    return {name: whole(value) for name, value in batch.items()}
 
 
 def add(
@@ -286,7 +323,3 @@ def add(
     """Adds device metrics to a sum on the host in float64, waiting for them."""
     new = jax.tree.map(np.float64, jax.device_get(new))
     return new if total is None else metrics_lib.merge(total, new)
-
-
-def _host() -> tuple[int, int]:
-    return jax.process_index(), jax.process_count()

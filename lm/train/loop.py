@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from lm import distributed, sharding, tree
 from lm import metrics as metrics_lib
-from lm import sharding, tree
 from lm.adapt import lora
 from lm.data.pipeline import Pipeline, build_pipeline
 from lm.nn import pipeline
@@ -26,7 +26,7 @@ from lm.train import workdir as workdir_lib
 from lm.train.begin import warm_start
 from lm.train.checkpoint import Checkpoints
 from lm.train.config import Config
-from lm.train.evaluation import Evaluator, put
+from lm.train.evaluation import Evaluator, host_rows, put
 from lm.train.optim import Numbers, make_optimizer
 from lm.train.state import TrainState, abstract_state, check_memory, init_state
 from lm.train.step import make_train_step
@@ -155,7 +155,8 @@ def _train(run: Run, workdir: Path, profile: range) -> dict[str, Any]:
     evaluator = build_evaluator(run)
     evaluator.check_metric(config.checkpoint.best_metric, run.abstract.params)
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
-    with contextlib.closing(checkpoints):
+    distributed.keeps(checkpoints.kept)
+    with contextlib.closing(checkpoints), distributed.telling():
         restored = checkpoints.restore(run.abstract)
         state, position = restored or (_begin(run), {})
         first_step = int(state.step)
@@ -168,6 +169,7 @@ def _train(run: Run, workdir: Path, profile: range) -> dict[str, Any]:
             contextlib.closing(writer),
             contextlib.closing(display),
             on_signal() as stop,
+            distributed.telling(),
         ):
             display.say(
                 f"{config.model.name}: {tree.count(state.params):,} parameters, "
@@ -224,7 +226,9 @@ def _loop(session: Session, state: TrainState) -> dict[str, Any]:
     batches, checkpoints = session.batches, session.checkpoints
     writer, display = session.writer, session.display
     first_step = step = int(state.step)
-    results = checkpoints.metrics(step) if step else {}
+    results = {}
+    if first_step:
+        results = distributed.from_first(lambda: checkpoints.metrics(first_step))
     is_evaluated = bool(results)
     stream = iter(batches)
     window = report.Window(step, perf.peak_flops())
@@ -242,10 +246,12 @@ def _loop(session: Session, state: TrainState) -> dict[str, Any]:
             window.restart_clock()
         if window.step % config.log_every_steps == 0:
             values = window.flush()
-            writer.write(window.step, values)
-            display.show(window.step, values)
+            paces, slow = distributed.pace(window.own_seconds, window.step_seconds)
+            writer.write(window.step, values | paces)
+            display.show(window.step, values, slow)
 
     while True:
+        distributed.mark(step)
         is_last = step >= config.num_train_steps
         stopped = session.stop.reached(step)
         ends = is_last or stopped
@@ -275,7 +281,9 @@ def _loop(session: Session, state: TrainState) -> dict[str, Any]:
         batch = next(stream)
         waited = time.perf_counter() - waited
         window.data_wait += waited
-        state, metrics = run.train_step(state, put(run.mesh, batch))
+        batch_on_mesh = put(run.mesh, batch)
+        with window.on_device():
+            state, metrics = run.train_step(state, batch_on_mesh)
         step, results = step + 1, {}
         if pending is not None:
             read(*pending)
@@ -294,7 +302,8 @@ def _is_stale(session: Session, step: int) -> bool:
     config = session.run.config
     if not config.eval.patience:
         return False
-    best = session.checkpoints.best_step()
+    session.checkpoints.wait()
+    best = distributed.from_first(session.checkpoints.best_step)
     is_stale = step - best >= config.eval.patience * config.eval_every_steps
     if is_stale:
         name = config.checkpoint.best_metric
@@ -318,8 +327,7 @@ def build_batches(run: Run, start_row: int = 0) -> Pipeline:
         seed=config.seed,
         train=True,
         start_row=start_row,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        host=host_rows(run.mesh, config.batch_size),
     )
 
 
@@ -346,8 +354,7 @@ def _evaluate(evaluator: Evaluator, state: TrainState) -> dict[str, float]:
 
 def _cost(run: Run, batch: Mapping[str, Any]) -> tuple[int, float]:
     """Returns the tokens of a batch, over all hosts, and the FLOPs of a step on it."""
-    hosts = jax.process_count()
-    shapes = {k: (v.shape[0] * hosts, *v.shape[1:]) for k, v in batch.items()}
+    shapes = {k: (run.config.batch_size, *v.shape[1:]) for k, v in batch.items()}
     tokens = sum(
         shapes[name][0] * shapes[name][1]
         for name in ("inputs", "encoder_inputs")
@@ -373,15 +380,10 @@ def _check_skipped(
     """Raises a UserError after too many skipped updates in a row."""
     in_row = int(metrics["optim/skipped_in_row"].total)
     if in_row >= config.guard.max_skipped:
-        last = checkpoints.latest_step()
-        kept = (
-            "there is no checkpoint"
-            if last is None
-            else f"the checkpoint of step {last} is kept"
-        )
+        checkpoints.wait()
         raise UserError(
             f"stopped at step {step}: {in_row} updates in a row were skipped because "
-            f"the loss was not finite or spiked; {kept}; lower "
+            f"the loss was not finite or spiked; {checkpoints.kept()}; lower "
             "optim.learning_rate, raise warmup_steps, or set optim.grad_clip_norm, "
             "and train into another --workdir"
         )

@@ -91,7 +91,7 @@ def peak_flops() -> float:
     A device that the table lacks, such as a CPU, is credited with the rate of one
     large float32 matmul.
     """
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     if peak := device_peak(device.device_kind):
         return peak * jax.device_count()
     n = 1024
@@ -105,7 +105,7 @@ def peak_flops() -> float:
             multiply(x, x).block_until_ready()
             best = min(best, time.perf_counter() - start)
     # Devices of a CPU are threads of the same cores, so they are not summed.
-    return 2.0 * n**3 / best
+    return 2.0 * n**3 / best * jax.process_count()
 
 
 class Trace:
@@ -128,7 +128,9 @@ class Trace:
                 f"--profile={steps.start}:{steps.stop} is outside of the steps from "
                 f"{first_step} to {num_train_steps} that are left"
             )
-        self._steps = range(max(steps.start, first_step), steps.stop)
+        # Processes on one machine would write to the same file.
+        mine = steps if jax.process_index() == 0 else range(0)
+        self._steps = range(max(mine.start, first_step), mine.stop)
         self._to = to
         self._is_on = False
 

@@ -1,10 +1,11 @@
 """What a run says of itself: a progress bar, JSON lines, TensorBoard."""
 
+import contextlib
 import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,8 @@ class Window:
 
     Attributes:
         step: Steps whose metrics were read.
+        step_seconds: Of a step of the window that was flushed last.
+        own_seconds: As far as this host did not wait for its devices.
     """
 
     def __init__(self, step: int, peak: float):
@@ -98,6 +101,7 @@ class Window:
         self.step = step
         self._peak = peak
         self._sums = None
+        self.step_seconds = self.own_seconds = 0.0
         self.restart_clock()
 
     def exclude(self, seconds: float) -> None:
@@ -106,13 +110,21 @@ class Window:
 
     def restart_clock(self) -> None:
         """Forgets the time so far, for example a compilation's."""
-        self.data_wait = self._flops = 0.0
+        self.data_wait = self._flops = self._device_wait = 0.0
         self._timed = self._tokens = 0
         self._start = time.perf_counter()
 
+    @contextlib.contextmanager
+    def on_device(self) -> Iterator[None]:
+        """Times what the devices take, or is waited for them."""
+        began = time.perf_counter()
+        yield
+        self._device_wait += time.perf_counter() - began
+
     def read(self, metrics: metrics_lib.Metrics, tokens: int, flops: float) -> None:
         """Waits for a step's metrics and adds them, and what the step read and did."""
-        self._sums = add(self._sums, metrics)
+        with self.on_device():
+            self._sums = add(self._sums, metrics)
         self._last = metrics
         self._timed += 1
         self._tokens += tokens
@@ -129,6 +141,8 @@ class Window:
         }
         values |= {name: self._last[name].compute() for name in NOT_AVERAGED}
         if self._timed:
+            self.step_seconds = elapsed / self._timed
+            self.own_seconds = (elapsed - self._device_wait) / self._timed
             values |= {
                 "perf/steps_per_sec": self._timed / elapsed,
                 "perf/tokens_per_sec": self._tokens / elapsed,
@@ -169,11 +183,13 @@ class Display:
         elif not self._quiet:
             cli.say(line)
 
-    def show(self, step: int, values: Mapping[str, Any]) -> None:
-        """Shows training metrics."""
+    def show(self, step: int, values: Mapping[str, Any], note: str = "") -> None:
+        """Shows training metrics, and what else there is to say."""
         text = f"loss {values['train/loss']:.4f}"
         if "perf/tokens_per_sec" in values:
             text += f"  {values['perf/tokens_per_sec']:,.0f} tokens/s"
+        if note:
+            text += f"  {note}"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=text)
         else:

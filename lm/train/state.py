@@ -125,7 +125,7 @@ def check_memory(abstract: TrainState) -> None:
 
     The devices of a CPU are counted together, against the machine's memory.
     """
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     needed = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(abstract)

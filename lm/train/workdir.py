@@ -19,7 +19,7 @@ import jax
 from jax.sharding import Mesh
 
 from lm import config as config_lib
-from lm import sharding
+from lm import distributed, sharding
 from lm.adapt import lora
 from lm.atomic import write_json
 from lm.tasks import Task, build_task
@@ -64,12 +64,39 @@ def prepare(workdir: Path, config: Config) -> tuple[Config, Tokenizer]:
     One without a checkpoint has nothing to lose, and is made anew. One with
     checkpoints needs no tokenizer but its own copy.
 
+    Of several processes the first does so, and the others read what it wrote.
+
     Returns the config with all that the run found out when it began, and the tokenizer.
 
     Raises:
         UserError: If the folder cannot be written, was made by another config or
-            with another tokenizer, or the tokenizer does not fit the model.
+            with another tokenizer, the tokenizer does not fit the model, or another
+            process has another config or does not see the folder.
     """
+    made: list[tuple[Config, Tokenizer]] = []
+
+    def make() -> dict[str, Any]:
+        made.append(_prepare(workdir, config))
+        return {"given": as_json(config), "found": as_json(made[0][0])}
+
+    first = distributed.from_first(make)
+    if made:
+        return made[0]
+    for key, there, here in _differences(first["given"], as_json(config)):
+        raise UserError(
+            f"the hosts have different configs: {key} is {there!r} on process 0 and "
+            f"{here!r} on this one; give all the same"
+        )
+    path = workdir / "config.json"
+    if not path.exists() or config_lib.read(path) != first["found"]:
+        raise UserError(
+            f"process {jax.process_index()} does not see the {path} that process 0 "
+            "wrote; choose a --workdir that all hosts share"
+        )
+    return Config.of(first["found"]), load_tokenizer(workdir)
+
+
+def _prepare(workdir: Path, config: Config) -> tuple[Config, Tokenizer]:
     path = workdir / "config.json"
     if (workdir / "checkpoints").exists():
         before = Config.of(config_lib.read(path))
@@ -90,12 +117,11 @@ def prepare(workdir: Path, config: Config) -> tuple[Config, Tokenizer]:
         tokenizer = tokenizers.load(Path(config.data.tokenizer))
         is_new = True
     check_vocabulary(config, tokenizer)
-    if jax.process_index() == 0:
-        with _writes(workdir):
-            if is_new:
-                tokenizer.save(workdir / "tokenizer", overwrite=True)
-            write_json(workdir / "versions.json", versions())
-            write_json(path, as_json(config))
+    with _writes(workdir):
+        if is_new:
+            tokenizer.save(workdir / "tokenizer", overwrite=True)
+        write_json(workdir / "versions.json", versions())
+        write_json(path, as_json(config))
     return config, tokenizer
 
 
@@ -175,16 +201,23 @@ def check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
 
 def check_same(workdir: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raises a UserError if two configs differ in what a run may not change."""
-    before, after = _flat(old), _flat(new)
-    for key in sorted(before.keys() | after.keys()):
+    for key, before, after in _differences(old, new):
         if key in MAY_CHANGE or key.split(".")[0] in MAY_CHANGE:
             continue
+        raise UserError(
+            f"{workdir} was made by another config: {key} is {before!r} there and "
+            f"{after!r} here; choose another --workdir, or restore the value"
+        )
+
+
+def _differences(
+    old: Mapping[str, Any], new: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yields the keys in which two configs differ, with their values."""
+    before, after = _flat(old), _flat(new)
+    for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key):
-            raise UserError(
-                f"{workdir} was made by another config: {key} is {before.get(key)!r} "
-                f"there and {after.get(key)!r} here; choose another --workdir, or "
-                "restore the value"
-            )
+            yield key, before.get(key), after.get(key)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
