@@ -1,18 +1,23 @@
 """Word2Vec: its loss word by word, what chance decides, and what it learns."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import sharding
+from lm import evaluate, sharding
 from lm.data.huffman import huffman_paths
+from lm.data.pipeline import DataConfig
 from lm.models import bert
 from lm.models import word2vec as model_lib
 from lm.tasks.word2vec import Config, Word2Vec
 from lm.text import tokenizers
 from lm.text.ngrams import bucket, ngrams
+from lm.train.config import Config as RunConfig
 from lm.train.evaluation import put
+from lm.train.loop import train
 from lm.train.state import placed_params
 from lm.types import UserError
 
@@ -258,3 +263,35 @@ def test_other_tokenizers_and_models_are_refused():
 
     with pytest.raises(UserError, match="model.name"):
         task.build_model(bert.Config())
+
+
+def test_a_split_of_which_nothing_is_left_has_no_loss(tmp_path, capsys):
+    WORDS.save(tmp_path / "words")
+    for split, texts in (
+        ("train", 20 * TEXTS),
+        ("validation", TEXTS),
+        ("test", ["the a"]),
+    ):
+        lines = (json.dumps({"text": text}) for text in texts)
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    config = RunConfig(
+        model=model_lib.Config(vocab_size=V, emb_dim=D),
+        task=Config(length=8, subsample=1e-4),
+        data=DataConfig(
+            sources=(str(tmp_path / "{split}.jsonl"),),
+            tokenizer=str(tmp_path / "words"),
+            data_dir=str(tmp_path),
+            eval_split="test",
+        ),
+        batch_size=8,
+        num_train_steps=1,
+        warmup_steps=0,
+    )
+    result = train(config, tmp_path / "run")
+    assert result["step"] == 1 and np.isnan(result["eval/test/loss"])
+    assert "of test nothing is predicted" in capsys.readouterr().err
+    args = evaluate.parser.parse_args([f"--workdir={tmp_path / 'run'}"])
+    with pytest.raises(UserError, match="of test nothing is predicted"):
+        evaluate.main(args)
+    args.split = "validation"
+    assert evaluate.main(args)["eval/validation/loss"] > 0
