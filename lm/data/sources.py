@@ -46,6 +46,10 @@ from lm.types import UserError
 
 SPLITS = ("train", "validation", "test")
 UNITS = ("line", "paragraph", "file")
+_CURE = (
+    "put ?text=COLUMN after the source's name, or ?text= if its rows have no text, "
+    "as those of words and tags or of counts"
+)
 
 
 class Source(Protocol):
@@ -238,16 +242,13 @@ def _example(row: Fields, column: str, where: str) -> Row:
         return Row(row, where)
     if column not in row:
         raise UserError(
-            f"{where} has no column {column!r}{suggest(column, list(row))}; set "
-            "?text=COLUMN"
+            f"{where} has no column {column!r}{suggest(column, list(row))}; {_CURE}"
         )
     text = row.pop(column)
     if text is None:
         text = ""
     if not isinstance(text, str):
-        raise UserError(
-            f"{where}: {column!r} is {text!r:.40}, not a text; set ?text=COLUMN"
-        )
+        raise UserError(f"{where}: {column!r} is {text!r:.40}, not a text; {_CURE}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
