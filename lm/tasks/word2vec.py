@@ -24,7 +24,7 @@ from lm.data.pipeline import Pieces
 from lm.metrics import Mean, Metrics
 from lm.nn import windows
 from lm.nn.windows import log_sigmoid_loss
-from lm.tasks.base import Task, apply
+from lm.tasks.base import TO_USE_VECTORS, Task, apply
 from lm.text.tokenizers import Tokenizer
 from lm.types import Array, Batch, Params, UserError
 
@@ -83,6 +83,7 @@ class Word2Vec(Task):
     tokenizer: Tokenizer
     overlap = 0
     models = ("word2vec",)
+    instead = TO_USE_VECTORS
 
     def __post_init__(self):
         if self.tokenizer.counts is None:
