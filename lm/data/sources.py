@@ -42,6 +42,7 @@ from lm.cli import suggest
 from lm.data import files
 from lm.data.files import BadRows, Fields, Row
 from lm.data.readers import READERS, Rows, read_dataset
+from lm.data.write import version_key
 from lm.types import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -315,7 +316,7 @@ def _dataset_folder(name: str, data_dir: str) -> str:
     data_dir = data_dir.rstrip("/")
     root = glob.escape(f"{data_dir}/{path}")
     if versions := _folders(f"{root}/[0-9]*"):
-        newest = max(versions, key=lambda v: [int(n) for n in re.findall(r"\d+", v)])
+        newest = max(versions, key=version_key)
         if version and version not in versions:
             raise UserError(f"tfds:{path} has no version {version}; it has {newest}")
         return f"{data_dir}/{path}/{version or newest}"
