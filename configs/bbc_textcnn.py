@@ -12,9 +12,10 @@ says how well it fits anywhere in the text.
 
 Expected: 96.4% to 99.0% of the validation articles right and 95.1% to 96.4% of the test
 articles (three seeds), in half a minute of CPU time. The TF Lite file of dynamic int8
-has 280 kB and takes 0.3 ms an article. Vectors of 48 dimensions, such as those of
-`configs/word2vec_wiki.py` with --config.model.emb_dim=48, may be given by
---config.model.embedding_from.
+has 280 kB and takes 0.3 ms an article. With the vectors of `configs/word2vec_wiki.py`
+and its --config.model.emb_dim=48, which have 3,315 of the 5,000 words, as
+--config.model.embedding_from it is 96.9% to 98.5% and 95.5% to 96.0% (three seeds): no
+better, but less apart.
 """
 
 from lm.config import to_config_dict

@@ -14,6 +14,7 @@ a word. One layer of 2 x 128 units from scratch, several paragraphs a row.
 Expected: an F1 of 0.888 of the entities of the test split, after 220 seconds of CPU
 time; the transformer of `zh_ner` has 0.905. As a TF Lite file of 0.85 MB
 (`tools.export --quantize=int8`) it finds the same tags in all of 200 test paragraphs.
+Without the CRF, --config.task.crf=false, the F1 is 0.832.
 """
 
 from lm.config import to_config_dict

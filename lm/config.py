@@ -3,6 +3,11 @@
 A config file returns the `ConfigDict` of a dataclass, the command line overrides
 its fields, and the library sees the dataclass again. Defaults stand in the
 dataclass and nowhere else; an unknown key or a value of another type is an error.
+
+Another `name` makes a model or a task another one: `--config.task.name=pair`. What the
+config changed from the defaults of the old one is kept where the new one has it; all
+else is the new one's default. Names are set before all other overrides, wherever they
+stand, so these are of the new one's fields.
 """
 
 import ast
@@ -21,6 +26,10 @@ from lm.cli import suggest
 from lm.types import UserError
 
 T = TypeVar("T")
+
+# Fields whose `name` chooses their class -> {name: dataclass}. A root of configs adds
+# its own.
+CHOICES: dict[str, Mapping[str, type]] = {}
 
 
 def to_config_dict(config: Any) -> config_dict.ConfigDict:
@@ -54,12 +63,8 @@ def from_config_dict(
         if key not in fields:
             raise UserError(f"unknown key {where}.{key}{suggest(key, sorted(fields))}")
         if tables and key in tables:
-            table = tables[key]
-            name = value.get("name", "")
-            if name not in table:
-                near = suggest(name, sorted(table))
-                raise UserError(f"unknown {where}.{key}.name {name!r}{near}")
-            built[key] = from_config_dict(table[name], value, None, f"{where}.{key}")
+            chosen = _chosen(tables[key], value.get("name", ""), f"{where}.{key}")
+            built[key] = from_config_dict(chosen, value, None, f"{where}.{key}")
         elif dataclasses.is_dataclass(hints[key]):
             built[key] = from_config_dict(hints[key], value, None, f"{where}.{key}")  # pyright: ignore
         else:
@@ -68,6 +73,38 @@ def from_config_dict(
         return cls(**built)
     except TypeError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def _chosen(table: Mapping[str, type], name: str, where: str) -> type:
+    """Returns the class of a name."""
+    if name not in table:
+        raise UserError(f"unknown {where}.name {name!r}{suggest(name, sorted(table))}")
+    return table[name]
+
+
+def is_choice(key: str) -> bool:
+    """Returns whether a dotted key is a name that chooses a class."""
+    group, _, field = key.partition(".")
+    return group in CHOICES and field == "name"
+
+
+def choose(group: str, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values of a field that gets another name; see above.
+
+    Args:
+        group: The field, one of `CHOICES`.
+        name: The new name.
+        values: Those of the old name.
+
+    Raises:
+        UserError: If either name is unknown.
+    """
+    old, new = (
+        dataclasses.asdict(_chosen(CHOICES[group], each, f"config.{group}")())
+        for each in (values["name"], name)
+    )
+    changed = {key for key in old.keys() & new.keys() if values[key] != old[key]}
+    return new | {key: values[key] for key in changed - {"name"}}
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
@@ -114,9 +151,18 @@ def load(path: str, overrides: Sequence[str] = ()) -> config_dict.ConfigDict:
     """
     name, _, argument = path.partition(":")
     config = call(name, "get_config", *([argument] if argument else []))
-    for word in overrides:
+    for word in sorted(overrides, key=lambda word: not is_choice(_key(word))):
         override(config, word)
     return config
+
+
+def _key(word: str) -> str:
+    """Returns what an override is of.
+
+    >>> _key("--config.optim.b1=0.9")
+    'optim.b1'
+    """
+    return word.partition("=")[0].removeprefix("--config.")
 
 
 def call(path: str, function: str, *arguments: str, cure: str = "write one") -> Any:
@@ -145,7 +191,8 @@ def call(path: str, function: str, *arguments: str, cure: str = "write one") -> 
 def override(config: Any, word: str) -> None:
     """Sets the field that a word such as `--config.optim.b1=0.9` names.
 
-    A field of several values takes one without parentheses.
+    A field of several values takes one without parentheses. A name that chooses a class
+    brings its fields.
 
     Raises:
         UserError: If there is no such field, or the value has another type.
@@ -156,8 +203,8 @@ def override(config: Any, word: str) -> None:
     >>> config.optim.b1, config.optim.decay
     (1.0, ('scale',))
     """
-    key, has_value, text = word.partition("=")
-    *groups, name = key.removeprefix("--config.").split(".")
+    key, (_, has_value, text) = _key(word), word.partition("=")
+    *groups, name = key.split(".")
     where: str = "config"
     owner: Any = config
     old: Any = config
@@ -183,7 +230,10 @@ def override(config: Any, word: str) -> None:
         value = True
     if isinstance(old, tuple) and not isinstance(value, tuple | list):
         value = (value,)
-    owner[name] = _typed(value, type(old), where)
+    if is_choice(key):
+        config[groups[0]] = choose(groups[0], text, owner)
+    else:
+        owner[name] = _typed(value, type(old), where)
 
 
 def read(path: Path) -> dict[str, Any]:

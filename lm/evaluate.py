@@ -142,6 +142,8 @@ def _evaluate(args: Namespace) -> dict[str, Any]:
             evaluator.keep(is_new)
     with sharding.use(mesh, sharding.MeshConfig()):
         values = evaluator(loaded.params, cli.progress)
+    if evaluator.nothing:
+        raise UserError(evaluator.nothing)
     predictions = evaluator.predictions
     if isinstance(task, Generative):
         write = Writer(task, loaded.model, loaded.tokenizer, batch_size)

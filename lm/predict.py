@@ -90,7 +90,7 @@ def main(args: Namespace) -> dict[str, Any]:
     else:
         raise UserError(
             f"{args.workdir} has the task {loaded.config.task.name}, which predicts "
-            "nothing; continue its texts with lm.generate"
+            f"nothing; {task.instead}"
         )
     count, kept = 0, []
     with _writer(args.output) as write:

@@ -1,7 +1,10 @@
 """Every shipped config builds, and is the model that it says it is."""
 
+import dataclasses
+import itertools
 import re
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,7 +12,8 @@ import pytest
 
 from lm import config as config_lib
 from lm import tree
-from lm.models import build_model
+from lm.models import build_model, textcnn
+from lm.tasks import pair
 from lm.train.config import Config
 from lm.train.optim import make_optimizer
 from lm.train.state import abstract_params
@@ -79,6 +83,42 @@ def test_a_mistyped_override_is_one_line_with_a_cure(override, said):
     with pytest.raises(UserError) as caught:
         Config.of(config_lib.load("configs/gpt_tiny.py", [override]))
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "group, old, new",
+    [
+        (group, *names)
+        for group, table in config_lib.CHOICES.items()
+        for names in itertools.product(table, repeat=2)
+    ],
+)
+def test_another_name_has_its_own_defaults_and_what_was_changed(group, old, new):
+    before, after = (
+        dataclasses.asdict(config_lib.CHOICES[group][name]()) for name in (old, new)
+    )
+    assert config_lib.choose(group, new, before) == after
+    for key in before.keys() & after.keys():
+        assert type(before[key]) is type(after[key]), key
+    found = config_lib.choose(group, new, before | {"length": 7, "max_len": 9})
+    assert found == after | {
+        key: value for key, value in (("length", 7), ("max_len", 9)) if key in after
+    }
+
+
+def test_names_are_set_before_the_fields_that_they_bring():
+    words = ["task.text_b=other", "task.length=100", "task.name=pair", "model.widths=2"]
+    words += ["model.name=textcnn"]
+    overrides = [f"--config.{word}" for word in words]
+    config: Any = Config.of(config_lib.load("configs/bbc.py", overrides))
+    assert config.task == pair.Config(
+        text_b="other", length=100, pooling="mean", dropout_rate=0.3
+    )
+    assert config.model == textcnn.Config(
+        vocab_size=8192, emb_dim=128, max_len=256, widths=(2,)
+    )
+    with pytest.raises(UserError, match="unknown key config.model.num_heads"):
+        config_lib.load("configs/bbc.py", [*overrides, "--config.model.num_heads=2"])
 
 
 @pytest.mark.parametrize(

@@ -260,6 +260,7 @@ def _write(
         name,
         features,
         version=row.version,
+        succeeds=True,
         description=f"{row.description} Licence: {row.licence}.",
         supervised_keys=("text", "label") if row.labels else None,
         homepage=row.homepage,

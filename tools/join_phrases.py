@@ -51,10 +51,6 @@ def main(args: Namespace) -> dict[str, Any]:
     check_range("--threshold", args.threshold, 0)
     folder = Path(args.data_dir)
     check_free(folder, args.name, VERSION, args.overwrite)
-    if not args.overwrite and (others := sorted((folder / args.name).glob("[0-9]*"))):
-        raise UserError(
-            f"{others[0]} exists, which this would hide; set another --name"
-        )
     sources = [open_source(spec, args.data_dir) for spec in args.source]
     learned: list[Phrases] = []
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from ml_collections.config_dict import ConfigDict
 
-from lm.config import override
+from lm.config import choose, is_choice, override
 from lm.types import UserError
 
 Row = dict[str, Any]  # dotted path in the config → value
@@ -392,10 +392,7 @@ def typed(space: Space, config: ConfigDict) -> Space:
 def _typed_factor(factor: Factor, scratch: ConfigDict) -> Factor:
     """Returns a factor with values as the config has them."""
     try:
-        tried = tuple(
-            {key: _typed_value(key, value, scratch) for key, value in row.items()}
-            for row in _tried(factor)
-        )
+        tried = tuple(_typed_row(row, scratch) for row in _tried(factor))
     except UserError as error:
         where = f"{factor}: " if isinstance(factor, Distribution) else ""
         raise UserError(f"{where}{error}") from error
@@ -404,6 +401,18 @@ def _typed_factor(factor: Factor, scratch: ConfigDict) -> Factor:
     if not all(isinstance(row[factor.key], int | float) for row in tried):
         raise UserError(f"{factor}: {factor.key} is not a number; name its values")
     return factor
+
+
+def _typed_row(row: Row, scratch: ConfigDict) -> Row:
+    """Returns a row with its values as lm.train has them, which sets names first."""
+    if any(map(is_choice, row)):
+        scratch = ConfigDict(scratch.to_dict())
+    found = {key: _typed_value(key, row[key], scratch) for key in _names_first(row)}
+    return {key: found[key] for key in row}
+
+
+def _names_first(row: Row) -> list[str]:
+    return sorted(row, key=lambda key: not is_choice(key))
 
 
 def _typed_value(key: str, value: Any, scratch: ConfigDict) -> Any:
@@ -421,7 +430,10 @@ def _typed_value(key: str, value: Any, scratch: ConfigDict) -> Any:
 def _merged(values: Mapping[str, Any], row: Row) -> dict[str, Any]:
     """Returns nested values with those of a row in their places."""
     merged = dict(values)
-    for key, value in row.items():
+    for key in _names_first(row):
         name, _, rest = key.partition(".")
-        merged[name] = _merged(merged[name], {rest: value}) if rest else value
+        if is_choice(key):
+            merged[name] = choose(name, row[key], merged[name])
+        else:
+            merged[name] = _merged(merged[name], {rest: row[key]}) if rest else row[key]
     return merged

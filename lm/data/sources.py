@@ -42,10 +42,15 @@ from lm.cli import suggest
 from lm.data import files
 from lm.data.files import BadRows, Fields, Row
 from lm.data.readers import READERS, Rows, read_dataset
+from lm.data.write import version_key
 from lm.types import UserError
 
 SPLITS = ("train", "validation", "test")
 UNITS = ("line", "paragraph", "file")
+_CURE = (
+    "put ?text=COLUMN after the source's name, or ?text= if its rows have no text, "
+    "as those of words and tags or of counts"
+)
 
 
 class Source(Protocol):
@@ -238,16 +243,13 @@ def _example(row: Fields, column: str, where: str) -> Row:
         return Row(row, where)
     if column not in row:
         raise UserError(
-            f"{where} has no column {column!r}{suggest(column, list(row))}; set "
-            "?text=COLUMN"
+            f"{where} has no column {column!r}{suggest(column, list(row))}; {_CURE}"
         )
     text = row.pop(column)
     if text is None:
         text = ""
     if not isinstance(text, str):
-        raise UserError(
-            f"{where}: {column!r} is {text!r:.40}, not a text; set ?text=COLUMN"
-        )
+        raise UserError(f"{where}: {column!r} is {text!r:.40}, not a text; {_CURE}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -314,7 +316,7 @@ def _dataset_folder(name: str, data_dir: str) -> str:
     data_dir = data_dir.rstrip("/")
     root = glob.escape(f"{data_dir}/{path}")
     if versions := _folders(f"{root}/[0-9]*"):
-        newest = max(versions, key=lambda v: [int(n) for n in re.findall(r"\d+", v)])
+        newest = max(versions, key=version_key)
         if version and version not in versions:
             raise UserError(f"tfds:{path} has no version {version}; it has {newest}")
         return f"{data_dir}/{path}/{version or newest}"

@@ -65,12 +65,35 @@ class DatasetWriter:
         self._num_buffered = self._chars = 0
 
 
-def check_free(data_dir: Path, name: str, version: str, overwrite: bool) -> None:
-    """Checks that a data set can be written under a name.
+def version_key(version: str) -> list[int]:
+    """Returns what orders versions as numbers; `tfds:NAME` is the greatest.
+
+    >>> max("1.9.0", "1.10.0", key=version_key)
+    '1.10.0'
+    """
+    return [int(number) for number in re.findall(r"\d+", version)]
+
+
+def check_free(
+    data_dir: Path,
+    name: str,
+    version: str,
+    overwrite: bool,
+    succeeds: bool = False,
+) -> None:
+    """Checks that a data set can be written under a name, and is found there.
+
+    Args:
+        data_dir: What `tfds.load` takes as `data_dir`.
+        name: The set's.
+        version: Three numbers.
+        overwrite: Whether to replace a set of this name and version, and to hide those
+            of lesser versions, as the greatest is what `tfds:NAME` means.
+        succeeds: Whether to hide those, as they were what this is.
 
     Raises:
         UserError: If the name cannot be one, the set exists and is not to be replaced,
-            or what exists is no data set.
+            what exists is no data set, or of two versions one would be hidden.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UserError(
@@ -79,6 +102,18 @@ def check_free(data_dir: Path, name: str, version: str, overwrite: bool) -> None
     if "://" in str(data_dir):
         raise UserError(f"a data set cannot be written to {data_dir}; give a folder")
     folder = data_dir / name / version
+    others = (path.name for path in folder.parent.glob("[0-9]*"))
+    last = max((n for n in others if n != version), key=version_key, default="")
+    if version_key(last) > version_key(version):
+        raise UserError(
+            f"{folder.with_name(last)} exists, which would hide version {version}; set "
+            "another name, or move it away"
+        )
+    if last and not (overwrite or succeeds):
+        raise UserError(
+            f"{folder.with_name(last)} exists, which this would hide; set another "
+            "name, or --overwrite"
+        )
     if not folder.exists():
         return
     if not overwrite:
@@ -97,6 +132,7 @@ def write_dataset(
     *,
     version: str = "1.0.0",
     overwrite: bool = False,
+    succeeds: bool = False,
     **info,
 ) -> Iterator[DatasetWriter]:
     """Writes a data set to `data_dir/name/version` if the block ends well.
@@ -106,14 +142,15 @@ def write_dataset(
         name: The set's.
         features: The features of `tfds.features.FeaturesDict`.
         version: Three numbers.
-        overwrite: Whether to replace a set of this name and version.
+        overwrite: See `check_free`.
+        succeeds: See `check_free`.
         **info: More of `tfds.core.DatasetInfo`: description, citation, license, …
 
     Raises:
         UserError: See `check_free`; or if the folder cannot be written or its disk is
             full.
     """
-    check_free(data_dir, name, version, overwrite)
+    check_free(data_dir, name, version, overwrite, succeeds)
     import tensorflow as tf
     import tensorflow_datasets as tfds
 

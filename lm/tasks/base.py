@@ -21,6 +21,13 @@ from lm.types import Array, Batch, Params, UserError
 # several to a row; or one to a row, padded to a power of two.
 PACKINGS = ("concat", "fit", "bucket")
 
+# `Task.instead` of what learns to write, and of what learns vectors of words.
+TO_GENERATE = "continue its texts with lm.generate"
+TO_USE_VECTORS = (
+    "write its vectors with tools.export_vectors, or score them with "
+    "tools.evaluate_vectors"
+)
+
 
 class Task(DataTask, Protocol):
     """What is learned: features from text, and a loss from a model's outputs.
@@ -29,11 +36,14 @@ class Task(DataTask, Protocol):
         config: The task's options.
         architectures: Of the models that it is for.
         models: Their names; () means all of these architectures.
+        instead: What to do with its model, where it neither predicts nor writes what it
+            is asked for.
     """
 
     config: Any
     architectures: tuple[str, ...] = ("encoder", "decoder")
     models: tuple[str, ...] = ()
+    instead: str = "fine-tune its model with another task, such as classify"
 
     def loss(
         self, model: nn.Module, params: Params, batch: Batch, rng: Array | None

@@ -16,6 +16,7 @@ from lm.data.pipeline import Pieces
 from lm.metrics import Metrics
 from lm.tasks.base import (
     PACKINGS,
+    TO_GENERATE,
     Task,
     encode_marked,
     token_loss,
@@ -63,6 +64,7 @@ class CausalLM(Task):
     tokenizer: Tokenizer
     overlap = 1
     architectures = ("decoder",)
+    instead = TO_GENERATE
 
     @property
     def encoding(self) -> str:

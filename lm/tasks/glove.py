@@ -18,7 +18,7 @@ from lm.data.cooccurrence import CELL
 from lm.data.packing import ConcatRows, Rows, WindowRows
 from lm.data.pipeline import Pieces
 from lm.metrics import Mean, Metrics
-from lm.tasks.base import Task
+from lm.tasks.base import TO_USE_VECTORS, Task
 from lm.text.tokenizers import Tokenizer
 from lm.types import Array, Batch, Params, UserError
 
@@ -59,6 +59,7 @@ class GloVe(Task):
     overlap = 0
     architectures = ("encoder",)
     models = ("glove",)
+    instead = TO_USE_VECTORS
 
     @property
     def encoding(self) -> str:

@@ -15,7 +15,7 @@ from lm.data import corrupt
 from lm.data.packing import FitRows, Rows, cut, join
 from lm.data.pipeline import Pieces
 from lm.metrics import Metrics
-from lm.tasks.base import Task, token_loss
+from lm.tasks.base import TO_GENERATE, Task, token_loss
 from lm.text.tokenizers import Tokenizer
 from lm.types import Array, Batch, Params, UserError
 
@@ -51,6 +51,7 @@ class SpanCorruption(Task):
 
     overlap = 0
     architectures = ("encoder_decoder",)
+    instead = TO_GENERATE
 
     def __init__(self, config: Config, tokenizer: Tokenizer):
         """Finds the longest text that fits.

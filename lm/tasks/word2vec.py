@@ -5,7 +5,7 @@ https://arxiv.org/abs/1310.4546. What chance decides (which frequent words are l
 out, how far a window reaches, which words are noise) is drawn where rows are made: new
 in every epoch of training and the same in every evaluation.
 Axes: B batch, T time, D emb_dim, V vocab, K noise words, J inner nodes of a path, and
-those of `lm.nn.windows`.
+those of `lm.nn.bands`.
 """
 
 import functools
@@ -22,9 +22,9 @@ from lm.data.huffman import Paths, huffman_paths
 from lm.data.packing import ConcatRows, Rows, join
 from lm.data.pipeline import Pieces
 from lm.metrics import Mean, Metrics
-from lm.nn import windows
-from lm.nn.windows import log_sigmoid_loss
-from lm.tasks.base import Task, apply
+from lm.nn import bands
+from lm.nn.bands import log_sigmoid_loss
+from lm.tasks.base import TO_USE_VECTORS, Task, apply
 from lm.text.tokenizers import Tokenizer
 from lm.types import Array, Batch, Params, UserError
 
@@ -83,6 +83,7 @@ class Word2Vec(Task):
     tokenizer: Tokenizer
     overlap = 0
     models = ("word2vec",)
+    instead = TO_USE_VECTORS
 
     def __post_init__(self):
         if self.tokenizer.counts is None:
@@ -159,11 +160,11 @@ class Word2Vec(Task):
         inputs, reach = batch["inputs"], config.window
         if tables.ngram_buckets:
             batch = {**batch, "ngrams": tables.ngrams(self.tokenizer)}
-        near = windows.neighbours(batch["windows"], batch["segment_ids"], reach)
-        number = windows.counts(near, inputs.shape[1])
+        near = bands.neighbours(batch["windows"], batch["segment_ids"], reach)
+        number = bands.counts(near, inputs.shape[1])
         words = apply(model, params, batch, rng, method="hidden")
         if config.kind == "cbow":
-            words = windows.means(words, near, reach)
+            words = bands.means(words, near, reach)
             number = jnp.minimum(number, 1)
 
         def contexts(ids: Array) -> Array:
@@ -191,7 +192,7 @@ class Word2Vec(Task):
         """
         config = self.config
         if config.kind == "skip_gram":
-            scores = windows.pair_scores(words, others, config.window)
+            scores = bands.pair_scores(words, others, config.window)
             right = jnp.where(near, log_sigmoid_loss(scores), 0)
         else:
             right = number * log_sigmoid_loss((words * others).sum(axis=-1))
@@ -213,9 +214,9 @@ class Word2Vec(Task):
         """
         reach = self.config.window
         if self.config.kind == "skip_gram":
-            signs = windows.around(signs, reach)[:, :, None]
-            steps = windows.around(steps, reach)
-            scores = jnp.einsum("BNPD,BNQJD->BNPQJ", windows.blocks(words), steps)
+            signs = bands.around(signs, reach)[:, :, None]
+            steps = bands.around(steps, reach)
+            scores = jnp.einsum("BNPD,BNQJD->BNPQJ", bands.blocks(words), steps)
             counts = near[..., None] & (signs != 0)
         else:
             scores = jnp.einsum("BTD,BTJD->BTJ", words, steps)

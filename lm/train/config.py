@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lm.adapt.lora import FROZEN, LoraConfig
-from lm.config import check_range, from_config_dict
+from lm.config import CHOICES, check_range, from_config_dict
 from lm.data.pipeline import DataConfig
 from lm.models import MODELS
 from lm.nn.base import ModelConfig
@@ -14,6 +14,11 @@ from lm.tasks import TASKS
 from lm.train.checkpoint import CheckpointConfig
 from lm.train.optim import Numbers, OptimConfig
 from lm.types import UserError
+
+CHOICES.update(
+    model={name: row[0] for name, row in MODELS.items()},
+    task={name: row[0] for name, row in TASKS.items()},
+)
 
 
 @dataclass(frozen=True)
@@ -176,8 +181,4 @@ class Config:
     @classmethod
     def of(cls, values: Any) -> "Config":
         """Returns the dataclass of a ConfigDict or of a `config.json`."""
-        tables = {
-            "model": {name: row[0] for name, row in MODELS.items()},
-            "task": {name: row[0] for name, row in TASKS.items()},
-        }
-        return from_config_dict(cls, values, tables)
+        return from_config_dict(cls, values, CHOICES)

@@ -23,6 +23,11 @@ from lm.types import Array, Batch, Params, UserError
 Example = Mapping[str, Any]
 Prediction = dict[str, Any]
 
+NOTHING = (
+    "of {} nothing is predicted, so its loss is no number; give more text, or let the "
+    "task leave out less of it, as task.subsample does"
+)
+
 
 class Evaluator:
     """Evaluates parameters on one split, as often as asked.
@@ -31,7 +36,10 @@ class Evaluator:
         split: Its name.
         examples: Those of a task that predicts, as far as they are scored.
         predictions: Of these, as of the last call.
+        nothing: Why the loss of the last call is no number, "" if it is one.
     """
+
+    nothing = ""
 
     def __init__(
         self,
@@ -124,6 +132,7 @@ class Evaluator:
             total = add(total, metrics)
             found.add(number, outputs)
         assert total is not None
+        self.nothing = "" if total["loss"].weight else NOTHING.format(self.split)
         return metrics_lib.compute(total) | self._score(found.rows())
 
     def _score(self, rows: Sequence[Sequence[Batch]]) -> dict[str, float]:

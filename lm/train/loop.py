@@ -266,6 +266,8 @@ def _loop(session: Session, state: TrainState) -> dict[str, Any]:
         pause = time.perf_counter()
         if evaluates:
             results = _evaluate(session.evaluator, state)
+            if session.evaluator.nothing:
+                display.say(session.evaluator.nothing)
             writer.write(step, results)
             display.say(report.summary(step, results))
         if saves and step > first_step:

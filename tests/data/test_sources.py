@@ -163,7 +163,10 @@ def test_rows_without_a_text_are_read_as_they_are(tmp_path):
     rows = [{"messages": [{"role": "user", "content": str(n)}]} for n in range(100)]
     rows += [{"text": 7, "words": ["a"]}, {"text": " "}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert "no column 'text'; choose from: messages" in message(lambda: read(path))
+    said = message(lambda: read(path))
+    assert "no column 'text'; choose from: messages; put ?text=COLUMN after" in said
+    assert "or ?text= if its rows have no text, as those of words and tags" in said
+    assert "or ?text= if" in message(lambda: read(f"{path}?text=messages"))
     spec = f"{path}?text="
     assert read(spec) == rows
     parts = [read(spec, split) for split in SPLITS]

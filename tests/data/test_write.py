@@ -4,6 +4,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from lm.data import write
+from lm.data.sources import open_source
 from lm.data.write import write_dataset
 from lm.types import UserError
 
@@ -77,6 +78,21 @@ def test_what_is_no_data_set_is_not_replaced(tmp_path):
     with pytest.raises(UserError, match="not a data set"):
         put(tmp_path, ["a"], overwrite=True)
     assert (tmp_path / "tiny/1.0.0/thesis.tex").exists()
+
+
+def test_of_two_versions_none_is_hidden_unasked(tmp_path):
+    put(tmp_path, ["old"], version="0.9.0")
+    with pytest.raises(UserError, match="0.9.0 exists, which this would hide; set"):
+        put(tmp_path, ["new"], version="0.10.0")
+    put(tmp_path, ["new"], version="0.10.0", succeeds=True)
+    for options in ({}, {"succeeds": True}, {"overwrite": True}):
+        with pytest.raises(UserError, match="0.10.0 exists, which would hide version"):
+            put(tmp_path, ["late"], version="0.9.1", **options)
+    assert read(tmp_path) == ["new"]
+    put(tmp_path, ["newest"], overwrite=True)
+    assert read(tmp_path) == ["newest"]
+    found = open_source("tfds:tiny", str(tmp_path)).examples("train")
+    assert [row["text"] for row in found] == ["newest"]
 
 
 @pytest.mark.parametrize("name", ["", "Tiny", "../tiny", "tiny/en", "1st", "a-b"])

@@ -394,6 +394,23 @@ def test_what_only_goes_together_is_taken_together(config):
     assert len(rows(found)) == 2
 
 
+def test_models_can_be_tried_with_fields_of_their_own(config):
+    names = choice("model.name", "bert", "textcnn", "birnn")
+    assert (
+        len(rows(typed(product(names, choice("model.emb_dim", 32, 64)), config))) == 6
+    )
+    widths = zipped(
+        choice("model.widths", (2,), (3, 4)), choice("model.name", *2 * ["textcnn"])
+    )
+    assert rows(typed(widths, config)) == [
+        {"model.widths": (2,), "model.name": "textcnn"},
+        {"model.widths": (3, 4), "model.name": "textcnn"},
+    ]
+    said = refused(typed, choice("model.name", "textcnn", "text_cnn"), config)
+    assert "did you mean 'textcnn'" in said
+    assert config.model.name == "bert"
+
+
 def test_a_string_is_not_made_of_what_is_none(config):
     for value in (None, 5, ("a",)):
         assert "type str" in refused(typed, choice("init_from", value), config)

@@ -1,20 +1,28 @@
 """Word2Vec: its loss word by word, what chance decides, and what it learns."""
 
+import dataclasses
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import sharding
+from lm import evaluate, predict, sharding
 from lm.data.huffman import huffman_paths
+from lm.data.pipeline import DataConfig
 from lm.models import bert
 from lm.models import word2vec as model_lib
 from lm.tasks.word2vec import Config, Word2Vec
 from lm.text import tokenizers
 from lm.text.ngrams import bucket, ngrams
+from lm.train import workdir as workdir_lib
+from lm.train.config import Config as RunConfig
 from lm.train.evaluation import put
+from lm.train.loop import train
 from lm.train.state import placed_params
 from lm.types import UserError
+from tools.export import graph
 
 TEXTS = [
     "the cat and the dog sat on the mat",
@@ -258,3 +266,52 @@ def test_other_tokenizers_and_models_are_refused():
 
     with pytest.raises(UserError, match="model.name"):
         task.build_model(bert.Config())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A workdir; of its test split nothing is left."""
+    tmp_path = tmp_path_factory.mktemp("trained")
+    WORDS.save(tmp_path / "words")
+    for split, texts in (
+        ("train", 20 * TEXTS),
+        ("validation", TEXTS),
+        ("test", ["the a"]),
+    ):
+        lines = (json.dumps({"text": text}) for text in texts)
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    config = RunConfig(
+        model=model_lib.Config(vocab_size=V, emb_dim=D),
+        task=Config(length=8, subsample=1e-4),
+        data=DataConfig(
+            sources=(str(tmp_path / "{split}.jsonl"),),
+            tokenizer=str(tmp_path / "words"),
+            data_dir=str(tmp_path),
+            eval_split="test",
+        ),
+        batch_size=8,
+        num_train_steps=1,
+        warmup_steps=0,
+    )
+    train(config, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_split_of_which_nothing_is_left_has_no_loss(trained, capsys):
+    config = workdir_lib.load_config(trained)
+    result = train(dataclasses.replace(config, num_train_steps=2), trained)
+    assert result["step"] == 2 and np.isnan(result["eval/test/loss"])
+    assert "of test nothing is predicted" in capsys.readouterr().err
+    args = evaluate.parser.parse_args([f"--workdir={trained}"])
+    with pytest.raises(UserError, match="of test nothing is predicted"):
+        evaluate.main(args)
+    args.split = "validation"
+    assert evaluate.main(args)["eval/validation/loss"] > 0
+
+
+def test_what_only_has_vectors_says_which_tools_use_them(trained):
+    args = predict.parser.parse_args([f"--workdir={trained}", "--text=the cat"])
+    with pytest.raises(UserError, match=r"with tools.export_vectors, or score them"):
+        predict.main(args)
+    with pytest.raises(UserError, match=r"be exported; .* with tools.export_vectors"):
+        graph.build(workdir_lib.load(trained))

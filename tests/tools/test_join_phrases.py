@@ -39,7 +39,7 @@ def test_mistakes_are_named(tmp_path):
 def test_another_data_set_is_not_hidden(tmp_path):
     (tmp_path / "two.jsonl").write_text('{"text": "hello world"}\n' * 40)
     (tmp_path / "joined" / "0.0.7").mkdir(parents=True)
-    with pytest.raises(UserError, match="this would hide; set another --name"):
+    with pytest.raises(UserError, match="this would hide; set another name"):
         run(f"--source={tmp_path}/two.jsonl", "--name=joined", f"--data-dir={tmp_path}")
 
 

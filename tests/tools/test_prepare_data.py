@@ -307,6 +307,12 @@ def test_mistakes(tmp_path, flags, message):
     assert not (tmp_path / "data/tiny").exists()
 
 
+def test_another_data_set_is_not_hidden(tmp_path):
+    (tmp_path / "data/tiny/0.0.7").mkdir(parents=True)
+    with pytest.raises(UserError, match="0.0.7 exists, which this would hide"):
+        prepare(tmp_path, unrelated(9))
+
+
 def test_a_fresh_process_reads_the_set_with_tfds_alone(tmp_path):
     source = write(tmp_path / "raw.jsonl", [{"text": text} for text in unrelated(9)])
     flags = [f"--source={source}", "--name=tiny", f"--data-dir={tmp_path}", "--json"]

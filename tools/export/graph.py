@@ -139,8 +139,8 @@ def build(loaded: Loaded, lengths: Sequence[int] = ()) -> Graph:
         architecture, made = "encoder_decoder", _encoder_decoder(task, model, lengths)
     else:
         raise UserError(
-            f"task {task.config.name} predicts nothing that can be exported; fine-tune "
-            "the model with another, for example classify"
+            f"task {task.config.name} predicts nothing that can be exported; "
+            f"{task.instead}"
         )
     signatures = tuple(_signatures(made, params))
     places = {
