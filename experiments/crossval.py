@@ -42,6 +42,7 @@ from lm import cli, scorecard
 from lm import config as config_lib
 from lm.atomic import make_folder, write_json
 from lm.config import check_range
+from lm.memory import keep_freed
 from lm.types import UserError
 
 parser = cli.make_parser(__doc__)
@@ -92,6 +93,7 @@ class Part:
 
 def main(args: Namespace, overrides: list[str]) -> dict[str, Any]:
     """Trains and scores all runs, prints what they reach and writes it."""
+    keep_freed()
     values = config_lib.load(args.config, overrides)
     _check(args)
     from lm.train import workdir

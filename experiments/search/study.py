@@ -13,6 +13,7 @@ import re
 import socket
 import time
 import uuid
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,8 @@ class Study:
             raise UserError(f"--storage={storage} keeps nothing; name a file, or none")
         self._owner = f"{socket.gethostname()}/{uuid.uuid4().hex}"
         self._sign = _hold(self._owner_file(self._owner))
+        assert self._sign  # no other has its name
+        weakref.finalize(self, self._sign.close)
         self._mine: dict[int, optuna.Trial] = {}
         self._reported: dict[int, set[int]] = {}
         with self._locked():

@@ -22,6 +22,7 @@ from typing import Any
 
 from experiments.search.results import Metric
 from lm.cli import suggest
+from lm.memory import keep_freed
 from lm.types import UserError
 
 # What can be measured besides what `metrics.jsonl` has.
@@ -173,6 +174,7 @@ def _devices() -> tuple[str, list[str]]:
 
 def _work(connection: Connection, share: Mapping[str, Any]) -> None:
     """Trains what is sent, until the other end is gone."""
+    keep_freed()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # between trials there is nothing
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)

@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import doctest
 import errno
+import gc
 import json
 import multiprocessing
 import os
@@ -226,6 +227,14 @@ def test_a_trial_is_taken_over_when_its_process_is_gone(tmp_path):
     found = two.trials()
     assert [t.state for t in found] == ["done", "running"]
     assert found[0].values == (0.5,) and found[0].step == 4
+
+
+def test_a_study_closes_its_owners_file(tmp_path):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        Study(tmp_path, make_plan())
+        gc.collect()
+    assert not [w for w in found if ".owners" in str(w.message)]
 
 
 @pytest.mark.parametrize("strategy", ["random", "tpe", "cmaes"])

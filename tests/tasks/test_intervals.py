@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 from lm.tasks import intervals
 from lm.types import UserError
 
-pytestmark = pytest.mark.filterwarnings("error")
+# Other tests' garbage may be collected during one of these.
+pytestmark = pytest.mark.filterwarnings(
+    "error", "default::pytest.PytestUnraisableExceptionWarning"
+)
 
 
 def mean_of(values):

@@ -10,7 +10,10 @@ from sklearn import metrics
 from lm.tasks import scores
 from lm.types import UserError
 
-pytestmark = pytest.mark.filterwarnings("error")
+# Other tests' garbage may be collected during one of these.
+pytestmark = pytest.mark.filterwarnings(
+    "error", "default::pytest.PytestUnraisableExceptionWarning"
+)
 
 NAMES = ("a", "b", "c", "d")
 

@@ -10,7 +10,10 @@ from seqeval import metrics as seqeval
 from lm.tasks import scores, text_scores
 from lm.types import UserError
 
-pytestmark = pytest.mark.filterwarnings("error")
+# Other tests' garbage may be collected during one of these.
+pytestmark = pytest.mark.filterwarnings(
+    "error", "default::pytest.PytestUnraisableExceptionWarning"
+)
 
 BIOES = ["O", "B-X", "I-X", "E-X", "S-X", "B-Y", "I-Y", "E-Y", "S-Y"]
 WORDS = st.lists(st.sampled_from(["the", "cat", "sat", "on", "a", "mat", "."]))
