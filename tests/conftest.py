@@ -1,9 +1,12 @@
 """JAX is strict in tests: no silent broadcasting between ranks."""
 
+import gc
 import importlib.metadata
 import os
 import shutil
 import tempfile
+
+import pytest
 
 # Before JAX loads. Tiny models compile for longer than they run; a mesh has devices.
 # The older emitters compile in half the time, but jaxlib 0.12 lacks them, and a flag
@@ -15,23 +18,34 @@ os.environ.setdefault(
     + " --xla_cpu_use_fusion_emitters=false"
     * importlib.metadata.version("jaxlib").startswith("0.10."),
 )
-# Many tests compile the same programs, some in processes of their own. Each worker has
-# a cache of its own, which begins empty.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="lm-tests-")
+# Many tests compile the same programs, some in processes of their own: all share a
+# cache, which begins empty.
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if not IS_WORKER:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="lm-tests-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-
-import jax
-import pytest
+# There is a worker for each core, and threads that wait for each other spin.
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
 
 # It takes PyTorch; `make test-oracle` names its files.
 collect_ignore = ["oracle"]
 
 
+def pytest_collection_finish():
+    """Spares the collector of garbage all that was imported: it is there to stay."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_unconfigure():
-    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    if not IS_WORKER:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
 def strict_jax():
+    import jax  # not before its environment is set
+
     with jax.numpy_rank_promotion("raise"):
         yield

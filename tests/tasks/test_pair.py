@@ -162,21 +162,21 @@ def test_a_small_model_learns_what_depends_on_both_texts():
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     batch["example_mask"] = np.ones(len(rows), np.float32)
     params = jax.jit(lambda: init_params(model, 0))()
-    optim = OptimConfig(learning_rate=3e-3)
-    optimizer = make_optimizer(optim, Numbers.of(optim, 150, 10), params)
+    optim = OptimConfig(learning_rate=1e-2)
+    optimizer = make_optimizer(optim, Numbers.of(optim, 80, 10), params)
 
     @jax.jit
     def step(params, state, batch):
         grads, _ = jax.grad(lambda p: task.loss(model, p, batch, None), has_aux=True)(
             params
         )
-        grads = jax.tree.map(lambda g: g / 64, grads)
+        grads = jax.tree.map(lambda g: g / 32, grads)
         updates, state = optimizer.update(grads, state, params)
         return jax.tree.map(lambda p, u: p + u, params, updates), state
 
     state = optimizer.init(params)
-    for _ in range(150):
-        chosen = rng.integers(0, 192, 64)
+    for _ in range(80):
+        chosen = rng.integers(0, 192, 32)
         params, state = step(params, state, {k: v[chosen] for k, v in batch.items()})
     held_out = {name: values[192:] for name, values in batch.items()}
     _, found = task.loss(model, params, held_out, None)

@@ -170,9 +170,9 @@ def test_a_tiny_model_learns_who_won(games, tmp_path, pooling):
             tokenizer=str(games / "tokenizer"),
             data_dir=str(games),
         ),
-        optim=OptimConfig(learning_rate=3e-3),
-        batch_size=32,
-        num_train_steps=150,
+        optim=OptimConfig(learning_rate=1e-2),
+        batch_size=16,
+        num_train_steps=60,
         warmup_steps=10,
     )
     result = train(config, tmp_path)

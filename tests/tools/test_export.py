@@ -79,7 +79,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def trained(folder, name, tokenizer, task, steps=20, model=BERT, **shape):
+def trained(folder, name, tokenizer, task, steps=20, model=BERT, rows=8, **shape):
     """Trains a model and returns its workdir."""
     config = Config(
         model=dataclasses.replace(model, **shape),
@@ -90,7 +90,7 @@ def trained(folder, name, tokenizer, task, steps=20, model=BERT, **shape):
             data_dir=str(folder),
         ),
         optim=OptimConfig(learning_rate=3e-3),
-        batch_size=32,
+        batch_size=rows,
         num_train_steps=steps,
         warmup_steps=10,
     )
@@ -101,13 +101,13 @@ def trained(folder, name, tokenizer, task, steps=20, model=BERT, **shape):
 @pytest.fixture(scope="module")
 def workdir(folder):
     task = classify.Config(length=64, pooling="mean")
-    return trained(folder, "one", "wordpiece", task, 60, num_layers=2)
+    return trained(folder, "one", "wordpiece", task, 60, rows=16, num_layers=2)
 
 
 @pytest.fixture(scope="module")
 def recurrent(folder):
     task = classify.Config(length=64, pooling="max")
-    return trained(folder, "recurrent", "wordpiece", task, 60, BIRNN)
+    return trained(folder, "recurrent", "wordpiece", task, 60, BIRNN, rows=16)
 
 
 WRITERS = {
@@ -258,7 +258,7 @@ def test_filters_are_quantised(folder, tmp_path):
     sizes = {"vocab_size": 2000, "emb_dim": 64, "max_len": 64}
     model = textcnn.Config(**sizes, num_filters=64, init_stddev=0.2)
     task = classify.Config(length=64, pooling="max")
-    workdir = trained(folder, "filters", "wordpiece", task, 60, model)
+    workdir = trained(folder, "filters", "wordpiece", task, 60, model, rows=16)
     result = run(workdir, "--quantize=int8", f"--output={tmp_path / 'made'}")
     assert result["before"] > 0.9 and result["after"] >= result["before"] - 0.005
     size = (tmp_path / "made/model.tflite").stat().st_size

@@ -83,6 +83,12 @@ def test_a_run_learns_and_explains_itself(make_labelled, tmp_path, labelled):
     assert sum(prediction["probabilities"].values()) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch):
+    """Of the intervals in a report, which would take longer than all else."""
+    monkeypatch.setattr(evaluate, "RESAMPLES", (20, 20))
+
+
 def run(module, *flags, workdir):
     return module.main(module.parser.parse_args([f"--workdir={workdir}", *flags]))
 
@@ -250,10 +256,7 @@ def test_a_signal_ends_a_command_without_leftovers(trained, tmp_path):
     assert not left[0].exists() and not (tmp_path / "out.jsonl").exists()
 
 
-def test_another_source_has_a_report_of_its_own(
-    trained, tmp_path, labelled, monkeypatch
-):
-    monkeypatch.setattr(evaluate, "RESAMPLES", (20, 20))
+def test_another_source_has_a_report_of_its_own(trained, tmp_path, labelled):
     flags = ["--split=validation", "--keep-seen"]
     run(evaluate, *flags, workdir=trained)
     own = (trained / "report-validation.json").read_text()
@@ -280,7 +283,7 @@ def test_a_task_that_predicts_nothing_says_what_does(make_config, tmp_path):
 
 
 def test_adapters_are_trained_alone_and_merged_when_loaded(
-    pretrained, make_labelled, tmp_path, monkeypatch
+    pretrained, make_labelled, tmp_path
 ):
     config = make_labelled(
         init_from=str(pretrained), lora=LoraConfig(rank=2), num_train_steps=60
@@ -296,7 +299,6 @@ def test_adapters_are_trained_alone_and_merged_when_loaded(
     }
     assert {name.rsplit("/", 2)[-2] for name in changed} == {"query", "value"}
     # What is loaded scores as what was trained.
-    monkeypatch.setattr(evaluate, "RESAMPLES", (20, 20))
     output = run(evaluate, workdir=tmp_path / "fine")
     for name in ("loss", "accuracy"):
         key = f"eval/validation/{name}"
@@ -319,9 +321,8 @@ def test_frozen_parameters_have_no_part_in_the_norm(make_labelled, tmp_path):
 
 
 def test_texts_of_the_training_split_are_not_scored(
-    trained, tmp_path, labelled, capsys, monkeypatch
+    trained, tmp_path, labelled, capsys
 ):
-    monkeypatch.setattr(evaluate, "RESAMPLES", (20, 20))
     with pytest.raises(UserError, match="every text of train is in train, which was"):
         run(evaluate, "--split=train", workdir=trained)
     copied = (labelled / "train.jsonl").read_text().splitlines()[:3]
@@ -342,9 +343,8 @@ def test_texts_of_the_training_split_are_not_scored(
 
 
 def test_scores_are_also_given_without_what_resembles_a_training_text(
-    make_labelled, tmp_path, labelled, monkeypatch
+    make_labelled, tmp_path, labelled
 ):
-    monkeypatch.setattr(evaluate, "RESAMPLES", (20, 20))
     config = make_labelled(num_train_steps=1, warmup_steps=0)
     long = "red " + " ".join(f"word{i}" for i in range(40))
     for split, text in (("train", long), ("test", long + " more")):
