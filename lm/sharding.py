@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lm import tree
 from lm.types import Array, PyTree, UserError
@@ -216,7 +216,9 @@ def batch_sharding(mesh: Mesh, config: MeshConfig | None = None) -> NamedShardin
     return NamedSharding(mesh, PartitionSpec(batch_axes(config)))
 
 
-def batch_shards(mesh: Mesh, config: MeshConfig | None = None) -> int:
+def batch_shards(
+    mesh: Mesh | AbstractMesh, config: MeshConfig | None = None
+) -> int:
     """The number of parts that a batch's rows are split into."""
     return math.prod(mesh.shape[axis] for axis in batch_axes(config))
 

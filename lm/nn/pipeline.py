@@ -106,7 +106,7 @@ def choose(model: ModelConfig, rows: int, deterministic: bool) -> int:
     microbatches = getattr(model, "pipeline_microbatches", 0)
     mesh = jax.sharding.get_abstract_mesh()
     stages = _stages()
-    shards = 1 if mesh.empty else math.gcd(rows, batch_shards(mesh))  # pyright: ignore
+    shards = 1 if mesh.empty else math.gcd(rows, batch_shards(mesh))
     if deterministic:
         pipelines = stages > 1 and microbatches > 1
         return math.gcd(microbatches, rows // shards) if pipelines else 0
