@@ -124,7 +124,7 @@ def _scan(states, kernel, bias, targets, weights, softcap, z_loss, differentiate
     B, T, D = states.shape
     V = kernel.shape[0]
     mesh = jax.sharding.get_abstract_mesh()
-    parts = 1 if mesh.empty else sharding.batch_shards(mesh)
+    parts = sharding.parts("batch")
     parts = parts if B % parts == 0 else 1
     elements = CHUNK_ELEMENTS
     if platform() != "cpu":

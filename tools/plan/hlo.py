@@ -8,7 +8,6 @@ On a TPU each fusion carries an estimate of its cycles. It is of the core's arit
 and of its memory; it knows nothing of Pallas kernels, nor of collectives.
 """
 
-import collections
 import dataclasses
 import functools
 import math
@@ -149,7 +148,7 @@ class Cost:
     cycles: float = 0.0
     collectives: dict[str, Moved] = field(default_factory=dict)
     kernels: dict[str, Kernel] = field(default_factory=dict)
-    sources: collections.Counter = field(default_factory=collections.Counter)
+    sources: dict[tuple[str, str], float] = field(default_factory=dict)
     endless: int = 0
 
 
@@ -280,7 +279,8 @@ def _collect(instruction: Instruction, kind: str, times: float, total: Cost) -> 
     moved.calls += times
     moved.bytes += times * size
     moved.wire += times * size * share * (2 if kind == "all-reduce" else 1)
-    total.sources[kind, instruction.source] += times * size
+    source = kind, instruction.source
+    total.sources[source] = total.sources.get(source, 0.0) + times * size
 
 
 def _group_size(instruction: Instruction) -> int:
@@ -428,11 +428,11 @@ def _convolution_flops(
     window = _window(instruction.attribute("window").strip("{}"))
     products = 1.0
     for letter in filter(str.isdigit, output):
-        sizes = (
+        size, reach, made = (
             shape.dims[names.index(letter)]
             for shape, names in ((left, inputs), (right, kernel), (result, output))
         )
-        products *= _valid_pairs(*sizes, window, int(letter))
+        products *= _valid_pairs(size, reach, made, window, int(letter))
     batch = result.dims[output.index("b")]
     features = result.dims[output.index("f")]
     return 2.0 * products * batch * features * right.dims[kernel.index("i")]
@@ -470,6 +470,8 @@ def as_dict(total: Cost, most: int = 8) -> dict:
         "endless_loops": total.endless,
         "largest": [
             {"kind": kind, "source": source, "bytes": size}
-            for (kind, source), size in total.sources.most_common(most)
+            for (kind, source), size in sorted(
+                total.sources.items(), key=lambda item: -item[1]
+            )[:most]
         ],
     }
