@@ -42,7 +42,7 @@ def start(tmp_path):
     """Starts processes that train together; ends those that are left."""
     started = []
 
-    def start(config, workdir, count, devices, slow=-1, flags=()):
+    def start(config, workdir, count, devices, slow=-1, flags=lambda index: []):
         file = tmp_path / "config.py"
         values = json.dumps(dataclasses.asdict(config))
         file.write_text(
@@ -63,7 +63,7 @@ def start(tmp_path):
                     [sys.executable, *program]
                     + [f"--config={file}", f"--workdir={workdir}", "--json"]
                     + [f"--coordinator=127.0.0.1:{port}", f"--num-processes={count}"]
-                    + [f"--process-id={i}", "--start-timeout=300", *flags],
+                    + [f"--process-id={i}", "--start-timeout=300", *flags(i)],
                     stdout=subprocess.PIPE,
                     stderr=err,
                     text=True,
@@ -150,9 +150,11 @@ def test_a_run_whose_host_is_killed_or_asked_to_end_goes_on_bit_equal(
 
 def test_a_host_with_another_config_ends_all(start, make_config, tmp_path):
     processes = start(
-        make_config(), tmp_path / "run", 2, 1, flags=("--config.mesh.tensor=3",)
+        make_config(), tmp_path / "run", 2, 1, flags=lambda i: [f"--config.seed={i}"]
     )
     for process in processes:
         assert process.wait(120) == 1
     for name in ("err0", "err1"):
-        assert "does not fit 2 devices" in (tmp_path / name).read_text()
+        said = (tmp_path / name).read_text()
+        assert "seed is 0 on process 0 and 1 on this one; give all the same" in said
+        assert "Traceback" not in said
