@@ -1,7 +1,7 @@
 """TPUs that can be rented: what a chip has, and which slices there are.
 
 Sources: https://cloud.google.com/tpu/docs/system-architecture-tpu-vm and the pages of
-the versions there (`v4`, `v5e`, `v5p`, `v6e`), read 2025: memory, peak, interconnect,
+the versions there (`v4`, `v5e`, `v5p`, `v6e`): memory, peak, interconnect,
 slices. The peak of a chip is in `lm.train.perf`. Google publishes no clocks: those here
 are the peak divided by what the matrix units multiply in a cycle, so a program of
 nothing but matmuls reaches the peak.
