@@ -216,9 +216,7 @@ def batch_sharding(mesh: Mesh, config: MeshConfig | None = None) -> NamedShardin
     return NamedSharding(mesh, PartitionSpec(batch_axes(config)))
 
 
-def batch_shards(
-    mesh: Mesh | AbstractMesh, config: MeshConfig | None = None
-) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh, config: MeshConfig | None = None) -> int:
     """The number of parts that a batch's rows are split into."""
     return math.prod(mesh.shape[axis] for axis in batch_axes(config))
 

@@ -288,17 +288,16 @@ class _ByExample:
         return [[v for _, v in sorted(rows, key=begin)] for rows in self._found]
 
 
-def host_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
+def host_rows(mesh: Mesh, batch_size: int) -> Sequence[int]:
     """Returns the rows of a batch that this host's devices hold, in rising order.
 
     Hosts between which a row is split (by `tensor`, for example) hold the same rows.
     """
-    size = batch_size // sharding.batch_shards(mesh)
-    return tuple(
-        row
-        for part in _host_parts(mesh)
-        for row in range(part * size, part * size + size)
-    )
+    size, parts = batch_size // sharding.batch_shards(mesh), _host_parts(mesh)
+    first, end = parts[0], parts[-1] + 1
+    if len(parts) == end - first:  # no list of a batch that may be of any size
+        return range(first * size, end * size)
+    return [row for part in parts for row in range(part * size, part * size + size)]
 
 
 def _host_parts(mesh: Mesh) -> list[int]:

@@ -143,7 +143,8 @@ def test_bits_are_counted_by_byte_and_by_character(make_rows):
     batch = {name: np.stack([row[name] for row in rows * 2]) for name in rows[0]}
     batch["example_mask"] = np.array([1, 0], np.float32)
     logits = Logits(np.zeros((2, 64, 1), np.float32), np.zeros((261, 1), np.float32))
-    model = SimpleNamespace(apply=lambda *_, **__: SimpleNamespace(logits=logits))
+    output = SimpleNamespace(logits=logits)
+    model = SimpleNamespace(apply=lambda *_, **__: (output, {}))
     objective, metrics = task.loss(model, {}, batch, None)
     found = metrics_lib.compute(metrics)
     assert float(objective) == pytest.approx(10 * np.log(261))

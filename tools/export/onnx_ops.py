@@ -343,7 +343,7 @@ ELEMENTWISE: dict[str, Callable[..., str]] = {
     "select_n": _select,
     **{
         name: lambda b, _, x: b.name(x)
-        for name in ("copy", "copy_p", "stop_gradient", "sharding_constraint")
+        for name in ("copy", "copy_p", "name", "stop_gradient", "sharding_constraint")
     },
 }
 
