@@ -36,7 +36,7 @@ test-oracle: install .venv-bench/.installed
 # What tells whether a pair of Python and jax works at all, in a minute or two; the test
 # that kills runs takes as long as all others.
 smoke: install
-	$(BIN)/python -m pytest tests/test_configs.py tests/text tests/train/test_run.py tests/test_generate.py \
+	$(BIN)/python -m pytest tests/test_configs.py tests/train/test_run.py tests/test_generate.py \
 	  -k "not bit_equal"
 
 lint: install
