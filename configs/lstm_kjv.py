@@ -9,8 +9,8 @@ https://arxiv.org/abs/1611.01462): one layer of 256 units.
     python -m lm.train --config=configs/lstm_kjv.py --workdir=runs/lstm_kjv
     python -m lm.generate --workdir=runs/lstm_kjv --prompt="In the beginning"
 
-Expected: 1.50 bits per character on validation verses (perplexity 40 a token), with 244
-seconds of CPU time. A TF Lite file of 1.1 MB (`tools.export --quantize=int8`) loses
+Expected: 1.50 bits per character on validation verses (perplexity 40 a token), in 2.3
+minutes. A TF Lite file of 1.1 MB (`tools.export --quantize=int8`) loses
 nothing: 3.725 nats a token on 20 verses before and after, and the likeliest token is
 right for 31.4% of them.
 """
