@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax
 from jax.experimental import mesh_utils
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lm import tree
 from lm.types import Array, PyTree, UserError
@@ -195,8 +195,8 @@ def constrain(x: Array, *axes: str | None) -> Array:
 def parts(axis: str) -> int:
     """Returns how many parts the current mesh and rules split a logical axis into."""
     shape = jax.sharding.get_abstract_mesh().shape
-    found = (axes for name, axes in nn.get_logical_axis_rules() if name == axis)
-    return math.prod(shape.get(each, 1) for each in next(found, None) or ())
+    axes = _mesh_axes(axis, nn.get_logical_axis_rules())
+    return math.prod(shape.get(each, 1) for each in axes)
 
 
 def batch_axes(config: MeshConfig | None = None) -> tuple[str, ...]:
@@ -206,9 +206,12 @@ def batch_axes(config: MeshConfig | None = None) -> tuple[str, ...]:
     defaults.
     """
     current = parse_rules(config) if config else nn.get_logical_axis_rules()
-    rules = current or parse_rules(MeshConfig())
-    found = (axes for name, axes in rules if name == "batch")
-    return tuple(next(found, None) or ())
+    return _mesh_axes("batch", current or parse_rules(MeshConfig()))
+
+
+def _mesh_axes(axis: str, rules: Sequence) -> tuple[str, ...]:
+    """Returns what the first rule of a logical axis maps it to."""
+    return tuple(next((axes for name, axes in rules if name == axis), None) or ())
 
 
 def batch_sharding(mesh: Mesh, config: MeshConfig | None = None) -> NamedSharding:
@@ -216,7 +219,7 @@ def batch_sharding(mesh: Mesh, config: MeshConfig | None = None) -> NamedShardin
     return NamedSharding(mesh, PartitionSpec(batch_axes(config)))
 
 
-def batch_shards(mesh: Mesh | AbstractMesh, config: MeshConfig | None = None) -> int:
+def batch_shards(mesh: Mesh, config: MeshConfig | None = None) -> int:
     """The number of parts that a batch's rows are split into."""
     return math.prod(mesh.shape[axis] for axis in batch_axes(config))
 

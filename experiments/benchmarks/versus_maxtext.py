@@ -14,8 +14,6 @@ estimates nothing. Bytes are of whole arrays that collectives gather, sum or sen
 """
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from argparse import Namespace
@@ -26,11 +24,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from experiments.benchmarks.processes import last_line, run
 from lm import cli
 from lm.types import UserError
 from tools.plan import hlo, topology
-
-GIB = 2**30
+from tools.plan.chips import GIB
 
 
 @dataclass(frozen=True)
@@ -117,8 +115,7 @@ def compile_ours(case: Case) -> dict[str, Any]:
     """Returns what our training step takes, by `tools.plan`."""
     words = ("-m", "tools.plan", "--json", "--decode-rows=0")
     flags = (f"--topology={case.topology}", *case.ours)
-    done = _call([sys.executable, *words, *flags], os.environ)
-    step = json.loads(done.stdout)["train"]
+    step = last_line([sys.executable, *words, *flags])["train"]
     return {name: step["memory"][name] for name in ("arguments", "temporary")} | {
         name: step[name]
         for name in ("compile_seconds", "cycles", "collectives", "kernels")
@@ -130,20 +127,11 @@ def compile_theirs(case: Case, folder: Path, python: str) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     program = str(Path(__file__).with_name("maxtext_compile.py"))
     topology.prepare()
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     command = [python, program, str(folder.resolve()), *SHARED, *case.theirs]
-    _call(command, env | {"DECOUPLE_GCLOUD": "TRUE"})
+    run(command, {"PYTHONPATH": "", "DECOUPLE_GCLOUD": "TRUE"})
     cost = hlo.as_dict(hlo.cost((folder / "step.txt").read_text()))
     memory = json.loads((folder / "memory.json").read_text())
     return memory | {name: cost[name] for name in ("cycles", "collectives", "kernels")}
-
-
-def _call(command: list[str], env: Any) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    if done.returncode:
-        last = " ".join((done.stderr or done.stdout).strip().splitlines()[-1:])
-        raise UserError(f"{' '.join(command[:3])} failed: {last[:400]}")
-    return done
 
 
 def _pair(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 from lm import cli
 from lm.atomic import write_text
 from lm.types import UserError
+from tools.plan.chips import GIB
 
 HERE = Path(__file__).parent
 
@@ -41,7 +42,6 @@ ROWS = (
     ("gpt3_175b", "v5p:8x8x8", 1, ()),
     ("gpt3_175b", "v5p:16x16x16", 1, ("grad_accum_steps=1",)),
 )
-GIB = 2**30
 
 parser = cli.make_parser(__doc__)
 parser.add_argument(

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from lm.nn.base import ModelConfig
-from lm.sharding import batch_axes, batch_shards, divisors
+from lm.sharding import batch_axes, divisors, parts
 from lm.types import Array, PyTree, UserError
 
 AXIS = "pipeline"
@@ -104,9 +104,7 @@ def choose(model: ModelConfig, rows: int, deterministic: bool) -> int:
         UserError: As `check`.
     """
     microbatches = getattr(model, "pipeline_microbatches", 0)
-    mesh = jax.sharding.get_abstract_mesh()
-    stages = _stages()
-    shards = 1 if mesh.empty else math.gcd(rows, batch_shards(mesh))
+    stages, shards = _stages(), math.gcd(rows, parts("batch"))
     if deterministic:
         pipelines = stages > 1 and microbatches > 1
         return math.gcd(microbatches, rows // shards) if pipelines else 0
