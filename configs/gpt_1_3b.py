@@ -7,7 +7,7 @@ at a time with 53 GB, 54,000 tokens a second; more devices share them, and the s
 with `mesh.fsdp`. It has not been trained to its end here.
 
 On 16 chips of v5e with 4 rows each, full remat (compiled by the second command; nothing
-was run): 3.16 of 15.75 GiB a chip, of which 2.20 are temporary, and 9.27e8 cycles.
+was run): 3.18 of 15.75 GiB a chip, of which 2.23 are temporary, and 9.12e8 cycles.
 
     python -m tools.train_tokenizer --source=tfds:c4/en --kind=byte_bpe \\
         --vocab-size=50257 --max-texts=1000000 --output=data/tokenizers/gpt2
