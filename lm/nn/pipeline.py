@@ -104,7 +104,10 @@ def choose(model: ModelConfig, rows: int, deterministic: bool) -> int:
         UserError: As `check`.
     """
     microbatches = getattr(model, "pipeline_microbatches", 0)
-    stages, shards = _stages(), math.gcd(rows, parts("batch"))
+    stages = _stages()
+    if stages == 1 and microbatches < 2:
+        return 0  # where rows may be of any number, as in what is exported
+    shards = math.gcd(rows, parts("batch"))
     if deterministic:
         pipelines = stages > 1 and microbatches > 1
         return math.gcd(microbatches, rows // shards) if pipelines else 0
