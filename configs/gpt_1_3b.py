@@ -3,8 +3,9 @@
 Brown et al. (2020), https://arxiv.org/abs/2005.14165, table 2.1: 24 layers of 2,048,
 heads of 128, a context of 2,048, batches of a million tokens, a learning rate of 2e-4.
 There are 16 heads, as many as make 2,048; the paper's 24 do not. One H200 takes 16 rows
-at a time with 53 GB, 54,000 tokens a second; more devices share them, and the state,
-with `mesh.fsdp`. It has not been trained to its end here.
+at a time with 53 GB, 54,000 tokens a second (60,000 as `experiments.benchmarks.gpu`
+sets it); more devices share them, and the state, with `mesh.fsdp`. It has not been
+trained to its end here.
 
 On 16 chips of v5e with 4 rows each, full remat (compiled by the second command; nothing
 was run): 3.18 of 15.75 GiB a chip, of which 2.23 are temporary, and 9.12e8 cycles.

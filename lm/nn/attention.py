@@ -15,6 +15,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel,
     splash_attention_mask,
@@ -26,8 +27,7 @@ from lm.nn.platform import platform
 from lm.sharding import constrain, parts
 from lm.types import Array
 
-# The name by which a remat policy keeps what attention returns.
-ATTENDED = "attended"
+_ATTENDED = "attended"
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")
 
@@ -149,7 +149,19 @@ def dot_product_attention(
     if implementation == "splash":
         return _splash(query * scale, key, value, mask, softcap)
     rng = dropout_rng if drops else None
-    return _xla(query * scale, key, value, mask, bias, softcap, dropout_rate, rng)
+    out = _xla(query * scale, key, value, mask, bias, softcap, dropout_rate, rng)
+    return checkpoint_name(out, _ATTENDED)
+
+
+def keep_attention(primitive: Any, *operands: Any, **params: Any) -> bool:
+    """A policy of `jax.checkpoint`: keeps what attention returns.
+
+    The gradient also needs the sums of the scores, or it would run the kernel again:
+    Splash gives them the same name, cuDNN none, so there it is the primitive.
+    """
+    named = jax.checkpoint_policies.save_only_these_names(_ATTENDED)
+    is_cudnn = primitive.name.startswith("dot_product_attention_fwd")
+    return is_cudnn or named(primitive, *operands, **params)
 
 
 def _xla(query, key, value, mask, bias, softcap, dropout_rate, rng) -> Array:
@@ -342,8 +354,7 @@ def _splash_kernel(T: int, S: int, mask: Mask, softcap: float, shards: int):
             block_kv_dq=kv,
         ),
         attn_logits_soft_cap=softcap or None,
-        # The gradient also needs the scores' sums, which are kept by the same name.
-        residual_checkpoint_name=ATTENDED,
+        residual_checkpoint_name=_ATTENDED,
         head_shards=1,
         q_seq_shards=shards,
         interpret=platform() != "tpu",

@@ -15,12 +15,16 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from lm.config import check_choice, check_range
 from lm.nn import pipeline
 from lm.nn import positions as position_codes
-from lm.nn.attention import ATTENDED, IMPLEMENTATIONS, Mask, dot_product_attention
+from lm.nn.attention import (
+    IMPLEMENTATIONS,
+    Mask,
+    dot_product_attention,
+    keep_attention,
+)
 from lm.nn.base import ModelConfig
 from lm.nn.dropout import Dropout
 from lm.nn.layers import ACTIVATIONS, Einsum, Embed, Norm
@@ -35,15 +39,14 @@ GATED = {"swiglu": "silu", "geglu": "gelu_tanh"}
 POSITION_ENCODINGS = ("learned", "sinusoidal", "rotary", "relative", "none")
 
 _POLICIES = jax.checkpoint_policies
-_ATTENDED = _POLICIES.save_only_these_names(ATTENDED)
 REMAT_POLICIES = {
     "none": None,
     "full": _POLICIES.nothing_saveable,
-    "attention": _ATTENDED,
+    "attention": keep_attention,
     "dots": _POLICIES.dots_saveable,
     "dots_no_batch": _POLICIES.dots_with_no_batch_dims_saveable,
     "dots_attention": _POLICIES.save_from_both_policies(
-        _POLICIES.dots_with_no_batch_dims_saveable, _ATTENDED
+        _POLICIES.dots_with_no_batch_dims_saveable, keep_attention
     ),
 }
 
@@ -103,7 +106,7 @@ class TransformerConfig(ModelConfig):
         scan_layers: Whether layers are stacked and scanned, so that compile time
             does not grow with L.
         scan_unroll: Layers that are compiled side by side in a scan: more take longer
-            to compile and are faster to run, on a CPU.
+            to compile and are faster to run, on a CPU; on a GPU if it is all of them.
         pipeline_microbatches: Parts of a batch, which follow each other through the
             stages of `mesh.pipeline`; 0 or 1 means none (`lm.nn.pipeline`).
         remat: What the backward pass recomputes: `none`, `full`, `attention` (all but
@@ -372,7 +375,6 @@ class Attention(nn.Module):
             dropout_rng=self.make_rng("dropout") if drops else None,
             implementation=config.attention,
         )
-        out = checkpoint_name(out, ATTENDED)
         out = constrain(out, "batch", "length", "act_heads", "head_dim")
         out = Einsum(
             (N, H),

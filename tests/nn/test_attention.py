@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.ad_checkpoint import checkpoint_name
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from lm import sharding
@@ -65,15 +65,29 @@ def textbook(query, key, value, mask, softcap=0.0, bias=None):
     return np.einsum("bnts,bsnh->btnh", weights, value)
 
 
+KERNELS = {
+    "splash": "name=splash_mha_fwd",
+    "cudnn": "dot_product_attention_fwd_wrapper",
+}
+
+
+@pytest.mark.parametrize("implementation", KERNELS)
 @pytest.mark.parametrize(
     "remat, calls",
     [("none", 1), ("full", 2), ("attention", 1), ("dots_attention", 1)],
 )
-def test_a_remat_policy_keeps_what_attention_returns(remat, calls):
+def test_a_remat_policy_keeps_what_attention_returns(
+    implementation, remat, calls, monkeypatch
+):
+    # To be traced, cuDNN's attention wants a GPU; what it makes is all that is read.
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91200)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
+
     def loss(query, key, value):
-        mask = Mask(causal=True)
-        out = dot_product_attention(query, key, value, mask, implementation="splash")
-        return checkpoint_name(out, attention.ATTENDED).sum()
+        inputs = (x.astype(jnp.bfloat16) for x in (query, key, value))
+        return dot_product_attention(
+            *inputs, Mask(causal=True), implementation=implementation
+        ).sum()
 
     if policy := REMAT_POLICIES[remat]:
         loss = jax.checkpoint(loss, policy=policy)
@@ -81,7 +95,7 @@ def test_a_remat_policy_keeps_what_attention_returns(remat, calls):
     # What nothing reads is not computed; it stands in the program all the same.
     program, _ = dce_jaxpr(program, [True] * len(program.outvars))
     # Forward kernels alone; those of the gradient are called otherwise.
-    assert len(re.findall("name=splash_mha_fwd", str(program))) == calls
+    assert len(re.findall(KERNELS[implementation], str(program))) == calls
 
 
 @pytest.mark.parametrize("implementation", ["xla", "splash"])
