@@ -43,7 +43,7 @@ def get_config():
                 tie_embeddings=False,
                 init_stddev=0.02,
                 dtype="bfloat16",
-                remat="full",
+                remat="attention",
             ),
             task=causal_lm.Config(length=8192),
             data=DataConfig(

@@ -6,14 +6,15 @@
 MaxText 0.2.5 (`train_compile`) has an environment of its own, on Python 3.12 with jax
 0.11.1; both sides compile with the same release of libtpu, from shapes alone, and both
 texts of optimised HLO are walked by `tools.plan.hlo`. Rows, lengths, vocabulary,
-layers, recomputation (`full`), AdamW in float32 and FSDP are the same; Splash is the
-attention of both. Two compiled programs are compared. Nothing is run, on either side.
+layers, recomputation (`full`), AdamW in float32, FSDP and XLA's flags are the same;
+Splash is the attention of both. Two compiled programs are compared. Nothing is run, on either side.
 
 Cycles are the compiler's estimates of all but kernels and collectives; of these it
 estimates nothing. Bytes are of whole arrays that collectives gather, sum or send.
 """
 
 import json
+import os
 import sys
 import tempfile
 from argparse import Namespace
@@ -28,7 +29,7 @@ from experiments.benchmarks.processes import last_line, run
 from lm import cli
 from lm.types import UserError
 from tools.plan import hlo, topology
-from tools.plan.chips import GIB
+from tools.plan.chips import GIB, Slice
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,10 @@ def compile_theirs(case: Case, folder: Path, python: str) -> dict[str, Any]:
     """Returns what MaxText's training step takes; leaves its HLO in the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     program = str(Path(__file__).with_name("maxtext_compile.py"))
-    topology.prepare()
+    environ = {**os.environ, "PYTHONPATH": "", "DECOUPLE_GCLOUD": "TRUE"}
+    topology.prepare(Slice.of(case.topology), environ=environ)
     command = [python, program, str(folder.resolve()), *SHARED, *case.theirs]
-    run(command, {"PYTHONPATH": "", "DECOUPLE_GCLOUD": "TRUE"})
+    run(command, environ)
     cost = hlo.as_dict(hlo.cost((folder / "step.txt").read_text()))
     memory = json.loads((folder / "memory.json").read_text())
     return memory | {name: cost[name] for name in ("cycles", "collectives", "kernels")}

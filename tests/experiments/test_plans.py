@@ -65,6 +65,21 @@ def test_a_row_that_is_not_there_is_named():
         plans.main(plans.parser.parse_args(["--only=none"]))
 
 
+def test_a_row_that_fails_ends_no_other(tmp_path, monkeypatch):
+    def plan(row):
+        if row[0] == "gpt2_124m":
+            raise UserError("gpt2_124m: the compiler's own error")
+        return COMMITTED["gpt2_124m v5e:2x2"]
+
+    monkeypatch.setattr(plans, "HERE", tmp_path)
+    monkeypatch.setattr(plans, "plan", plan)
+    with pytest.raises(UserError, match="gpt2_124m: the compiler's own error"):
+        plans.main(plans.parser.parse_args(["--only=v5e:2x2"]))
+    assert list(json.loads((tmp_path / "plans.json").read_text())) == [
+        "bert_base v5e:2x2"
+    ]
+
+
 @pytest.mark.parametrize("name", maxtext.CASES)
 def test_maxtext_gets_the_shape_that_we_have(name):
     case = maxtext.CASES[name]

@@ -210,11 +210,15 @@ def test_the_page_ranks_the_trials_and_says_what_did_not_fit(capsys):
 # --- A real plan --------------------------------------------------------------------
 
 
-def run_plan(*flags):
-    """Runs the command without the settings of tests, which libtpu does not know."""
+def run(*words):
+    """Runs Python without the settings of tests, which libtpu does not know."""
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    command = [sys.executable, "-m", "tools.plan", *flags]
+    command = [sys.executable, *words]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def run_plan(*flags):
+    return run("-m", "tools.plan", *flags)
 
 
 @pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu is for Linux on x86-64")
@@ -240,6 +244,27 @@ def test_a_plan_of_a_real_step():
     assert train["collectives"] and train["endless_loops"] == 0
     assert 0 < train["mfu_bound_in_turn"] <= train["mfu_bound"] < 1
     assert decode["kernels"] == {} and decode["cycles"] > 0
+
+
+SHARDED_MATMUL = """
+import sys
+from tools.plan import chips, topology
+part = chips.Slice.of(sys.argv[1])
+topology.prepare(part)
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+mesh = jax.sharding.Mesh(topology.devices(part), "x")
+rows = NamedSharding(mesh, PartitionSpec("x"))
+matrix = jax.ShapeDtypeStruct((512, 512), "bfloat16", sharding=rows)
+jax.jit(lambda x, w: x @ w).lower(matrix, matrix).compile()
+"""
+
+
+@pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+@pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu is for Linux on x86-64")
+def test_the_compiler_takes_the_flags_that_training_sets(name):
+    done = run("-c", SHARDED_MATMUL, name)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(not HAS_LIBTPU, reason="libtpu is for Linux on x86-64")

@@ -4,8 +4,9 @@
         --config.mesh.fsdp=16 --config.mesh.data=1
 
 libtpu compiles the real training step and the decode step from shapes alone, on a CPU,
-in about a minute: no parameters, no texts, no tokenizer. Nothing is run, so every
-number is the compiler's estimate. The bound of the MFU counts
+in about a minute, with the flags of `lm.xla_flags`: no parameters, no texts, no
+tokenizer. Nothing is run, so every number is the compiler's estimate. The bound of the
+MFU counts
 
 - the compiler's cycles of each fusion, as often as its loop runs,
 - attention kernels (Splash) at the peak of the chip, where none is: the compiler says
@@ -17,6 +18,7 @@ Launching, waiting for one another, the input and DCN between slices are not in 
 a real run is slower. `--search` tries meshes, remat policies and rows, and ranks them.
 """
 
+import os
 from argparse import Namespace
 from typing import Any
 
@@ -56,7 +58,7 @@ def main(args: Namespace, overrides: list[str]) -> dict[str, Any]:
     check_range("--num-slices", args.num_slices, 1)
     check_range("--trials", args.trials, 1)
     values = config_lib.load(args.config, overrides)
-    prepare()
+    prepare(part, args.num_slices)
     from lm.train.config import Config
     from tools.plan.measure import Target
 
@@ -87,6 +89,7 @@ def plan(config: Any, target: Any, decode_rows: int) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "grad_accum_steps": config.grad_accum_steps,
         "remat": getattr(config.model, "remat", ""),
+        "xla_flags": os.environ.get("LIBTPU_INIT_ARGS", ""),
         "estimate": "of the compiler, an upper bound; nothing was run",
     }
     try:
@@ -175,8 +178,16 @@ def _show_time(step: dict[str, Any]) -> None:
         print(
             f"    {kind:<24}{moved['bytes'] / 1e9:.3g} GB in {moved['calls']:.0f} calls"
         )
+    for slow in step["slowest"][:4]:
+        share = slow["cycles"] / step["cycles"]
+        print(f"    {share:4.0%} of the cycles       {_shortened(slow['source'])}")
     if step["endless_loops"]:
         print(f"  {step['endless_loops']} loops of unknown length are counted once")
+
+
+def _shortened(source: str, width: int = 60) -> str:
+    """Leaves out the beginning of the name of an operation, which many share."""
+    return source if len(source) <= width else "…" + source[1 - width :]
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -141,6 +142,7 @@ class Cost:
         collectives: By kind.
         kernels: By name.
         sources: Bytes of collectives by kind and the operation they were made of.
+        slow: Cycles by the operation that a fusion was made of.
         endless: Loops whose trips are not known, counted once.
     """
 
@@ -149,6 +151,7 @@ class Cost:
     collectives: dict[str, Moved] = field(default_factory=dict)
     kernels: dict[str, Kernel] = field(default_factory=dict)
     sources: dict[tuple[str, str], float] = field(default_factory=dict)
+    slow: dict[str, float] = field(default_factory=dict)
     endless: int = 0
 
 
@@ -232,7 +235,9 @@ def _walk(
         opcode = instruction.opcode
         kind = opcode.removesuffix("-start")
         if found := _CYCLES.search(instruction.rest):
-            total.cycles += times * int(found[1])
+            cycles, source = times * int(found[1]), instruction.source
+            total.cycles += cycles
+            total.slow[source] = total.slow.get(source, 0.0) + cycles
         if opcode == "while":
             trips = trip_count(computations, computation, instruction)
             total.endless += trips is None
@@ -461,7 +466,7 @@ def _valid_pairs(
 
 
 def as_dict(total: Cost, most: int = 8) -> dict:
-    """Returns a cost as JSON values, with the operations that move most."""
+    """Returns a cost as JSON values, with the operations that move or take most."""
     return {
         "flops": total.flops,
         "cycles": total.cycles,
@@ -470,8 +475,14 @@ def as_dict(total: Cost, most: int = 8) -> dict:
         "endless_loops": total.endless,
         "largest": [
             {"kind": kind, "source": source, "bytes": size}
-            for (kind, source), size in sorted(
-                total.sources.items(), key=lambda item: -item[1]
-            )[:most]
+            for (kind, source), size in _most(total.sources, most)
+        ],
+        "slowest": [
+            {"source": source, "cycles": cycles}
+            for source, cycles in _most(total.slow, most)
         ],
     }
+
+
+def _most(sources: Mapping[Any, float], count: int) -> list[tuple[Any, float]]:
+    return sorted(sources.items(), key=lambda item: -item[1])[:count]

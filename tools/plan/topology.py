@@ -3,10 +3,11 @@
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lm import xla_flags
 from lm.types import UserError
 from tools.plan.chips import Slice
 
@@ -28,23 +29,28 @@ _SETTINGS = {
 APART = Path(sys.prefix) / "libtpu"
 
 
-def prepare() -> None:
+def prepare(
+    part: Slice, num_slices: int = 1, environ: MutableMapping[str, str] = os.environ
+) -> None:
     """Finds libtpu and sets what it reads; to be called before JAX loads.
+
+    XLA's flags are those that `lm.train` sets on such slices.
 
     Raises:
         UserError: If it is not installed.
     """
     for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
+        environ.setdefault(name, value)
+    xla_flags.apply(environ, part.chip.name, part.size * num_slices)
     library = APART / "libtpu" / "libtpu.so"
-    if "TPU_LIBRARY_PATH" in os.environ or importlib.util.find_spec("libtpu"):
+    if "TPU_LIBRARY_PATH" in environ or importlib.util.find_spec("libtpu"):
         return
     if not library.is_file():
         raise UserError(
             "a plan needs libtpu, which is not installed; `make install` does that, or "
             "pip install the extra `plan` of pyproject.toml"
         )
-    os.environ["TPU_LIBRARY_PATH"] = str(library)
+    environ["TPU_LIBRARY_PATH"] = str(library)
 
 
 def devices(part: Slice, num_slices: int = 1) -> Sequence[Any]:
