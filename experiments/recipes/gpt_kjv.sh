@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A GPT from raw text to a phone: clean the King James Bible, train a tokenizer and a
 # decoder, write with it, and export it for LiteRT-LM. SOURCE may be other text, such as
-# 'my/*.txt'. Some minutes on 2 CPU cores; a look at all of it takes one or two:
+# 'my/*.txt'. Seven minutes on 2 CPU cores; a look at all of it takes one or two:
 #
 #     STEPS=20 OUT=runs/look bash experiments/recipes/gpt_kjv.sh
 set -euo pipefail
