@@ -272,7 +272,8 @@ class Watch:
         if not behind:
             return (
                 f"no process has got beyond step {self._step} for {seconds:.0f} s, "
-                "though all live: a collective hangs (a device or the network)"
+                "though all live: a collective hangs (a device or the network), or "
+                "compilation takes longer than --step-timeout"
             )
         named = ", ".join(f"{self.name(i)} at step {steps[i]}" for i in behind)
         return f"{named} holds up the others, which have waited for {seconds:.0f} s"

@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from lm.config import check_range
 from lm.types import UserError
 
 
@@ -54,7 +55,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     for name, seconds, text in (
         ("start-timeout", 50, "for all processes to come"),
         ("heartbeat-timeout", 60, "of silence until a process is gone"),
-        ("step-timeout", 1800, "until a step that does not end ends the run"),
+        ("step-timeout", 1800, "until a step, compiled or run, is given up"),
     ):
         group.add_argument(
             f"--{name}",
@@ -89,7 +90,8 @@ def find_place(args: argparse.Namespace) -> Place | None:
             f"{' and '.join(set(given) - set(missing))} needs {' and '.join(missing)}"
         )
     count, index = args.num_processes, args.process_id
-    if count < 1 or not 0 <= index < count:
+    check_range("--num-processes", count, 1)
+    if not 0 <= index < count:
         raise UserError(
             f"--process-id={index} is not one of --num-processes={count}; they count "
             "from 0"
@@ -182,7 +184,8 @@ def _receive(
     except OSError as error:
         raise UserError(
             f"cannot listen at port {port}: {os.strerror(error.errno or 0)}; choose "
-            "another port in --coordinator on all hosts"
+            "another port in --coordinator on all hosts, unless another process has "
+            "--process-id=0 too"
         ) from error
     came: dict[int, dict[str, Any]] = {0: mine}
     trouble = ""
@@ -263,6 +266,6 @@ def _ask(
         time.sleep(min(0.3, max(left, 0)))
     raise UserError(
         f"process {place.index} cannot reach process 0 at {place.coordinator} within "
-        f"{timeout:.0f} s ({why}); start process 0 on that host, or mend --coordinator "
-        "or the network between them"
+        f"{timeout:.0f} s ({why}); start process 0 on that host, or mend "
+        "--coordinator, a --process-id that two have, or the network between them"
     )

@@ -66,13 +66,20 @@ class Einsum(nn.Module):
         # What is sharded along `embed` is gathered for each use, in the dtype of the
         # arithmetic. XLA left alone would send parts around between parts of a matmul,
         # each of which reads and writes the whole result again.
-        gathered = (None if axis == "embed" else axis for axis in self.axes)
-        kernel = constrain(kernel.astype(self.dtype), *gathered)
+        gathered = [None if axis == "embed" else axis for axis in self.axes]
         # One matmul of two axes: XLA has no faster form for any of our shapes. But what
         # devices share along two axes would have to be gathered before they are one.
         leading = x.shape[: x.ndim - len(self.in_shape)]
         rows = (-1,) if parts("length") == 1 else leading
-        y = x.astype(self.dtype).reshape(*rows, fan_in) @ kernel.reshape(fan_in, -1)
+
+        def project(x: Array, kernel: Array) -> Array:
+            kernel = constrain(kernel.astype(self.dtype), *gathered)
+            x = x.astype(self.dtype).reshape(*rows, fan_in)
+            return x @ kernel.reshape(fan_in, -1)
+
+        if parts("embed") > 1:  # gathered again for the backward pass, and not kept
+            project = jax.checkpoint(project, prevent_cse=False)
+        y = project(x, kernel)
         if self.use_bias:
             axes = self.axes[len(self.in_shape) :]
             bias = declare(self, "bias", nn.initializers.zeros, axes, self.out_shape)

@@ -179,9 +179,9 @@ class Checkpoints:
         free = shutil.disk_usage(self._folder.parent).free
         if free < needed:
             raise UserError(
-                f"no space for a checkpoint of {needed / 1e6:,.0f} MB in "
-                f"{self._folder}, where {free / 1e6:,.0f} MB are free; free some, and "
-                "the same command goes on from the checkpoint before"
+                f"no space for a checkpoint of {needed / 1e6:,.2f} MB in "
+                f"{self._folder}, where {free / 1e6:,.2f} MB are free; free some, and "
+                "the same command goes on"
             )
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:

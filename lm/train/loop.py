@@ -117,9 +117,10 @@ def check_batches(config: Config, mesh: Mesh) -> None:
     }
     for name, size in sizes.items():
         if size % shards:
+            near = max(1, round(size / shards)) * shards
             raise UserError(
                 f"{name} is {size}, which does not divide over {shards} devices "
-                f"({axes}); make it a multiple"
+                f"({axes}); make it a multiple, such as {near}"
             )
     rows = config.batch_size // config.grad_accum_steps // shards
     pipeline.check(config.model, rows, mesh.shape[pipeline.AXIS])

@@ -98,14 +98,26 @@ def test_every_mesh_has_the_losses_of_one_device(make_mesh_config, kind, mesh):
 @pytest.mark.parametrize(("kind", "mesh"), CASES)
 def test_no_device_holds_what_all_share(make_mesh_config, kind, mesh):
     """In the compiled step no array is as large as one of all tokens."""
-    config = make_mesh_config(kind, **MESHES[mesh])
-    run, _, state = run_steps(config)
-    with sharding.use(run.mesh, config.mesh):
+    run, _, state = run_steps(make_mesh_config(kind, **MESHES[mesh]))
+    sizes = array_sizes(run, state)
+    assert {s: n for s, n in sizes.items() if n >= B * T * D} == {}
+
+
+def test_gathered_kernels_are_not_kept_for_the_backward_pass(make_mesh_config):
+    """Or each device would hold those of all layers, whole."""
+    model = dataclasses.replace(DENSE, remat="none", num_layers=3, mlp_dim=320)
+    config = dataclasses.replace(make_mesh_config("dense", fsdp=8), model=model)
+    run = build(config, tokenizers.load(Path(config.data.tokenizer)))
+    assert 3 * 320 * D not in array_sizes(run, run.abstract).values()
+
+
+def array_sizes(run, state):
+    """Returns how many numbers each array of the compiled step has, by its shape."""
+    with sharding.use(run.mesh, run.config.mesh):
         batch = put(run.mesh, build_batches(run).batch(0))
         program = run.jitted_step.lower(state, batch, run.numbers).compile().as_text()
     shapes = set(re.findall(r"\b(?:f32|bf16|s32|u32|pred)\[([\d,]+)\]", program))
-    sizes = {shape: math.prod(map(int, shape.split(","))) for shape in shapes}
-    assert {s: n for s, n in sizes.items() if n >= B * T * D} == {}
+    return {shape: math.prod(map(int, shape.split(","))) for shape in shapes}
 
 
 def test_sixteen_devices_are_one(make_mesh_config, tmp_path):

@@ -20,6 +20,7 @@ a real run is slower. `--search` tries meshes, remat policies and rows, and rank
 
 import os
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 from lm import cli
@@ -67,12 +68,13 @@ def main(args: Namespace, overrides: list[str]) -> dict[str, Any]:
         from tools.plan import search
 
         return search.run(args, overrides, config, target)
-    result = plan(config, target, args.decode_rows)
+    with cli.Status(f"compiling for {part.name}"):
+        result = plan(Path(args.config).stem, config, target, args.decode_rows)
     show(result)
     return result
 
 
-def plan(config: Any, target: Any, decode_rows: int) -> dict[str, Any]:
+def plan(name: str, config: Any, target: Any, decode_rows: int) -> dict[str, Any]:
     """Returns what the training step takes, and the decode step of what writes."""
     from lm import sharding
     from tools.plan import advice, measure
@@ -81,7 +83,7 @@ def plan(config: Any, target: Any, decode_rows: int) -> dict[str, Any]:
     shards = sharding.batch_shards(run.mesh, config.mesh)
     state = sum(measure.state_bytes(run).values())
     result: dict[str, Any] = {
-        "config": config.model.name,
+        "config": name,
         "topology": target.part.name,
         "num_slices": target.num_slices,
         "chips": target.size,
@@ -124,17 +126,19 @@ def show(result: dict[str, Any]) -> None:
     peak = train["model_flops"]
     print(f"  model FLOPs a device      {peak:.3e}  (6 N tokens + attention)")
     compiled = train["compiled_flops"] + train["kernel_flops"]
+    share = f"{compiled / peak:.2f} of the model's; " if peak else ""
     print(
-        f"  compiled FLOPs a device   {compiled:.3e}  ({compiled / peak:.2f} of the "
-        f"model's; {train['kernel_flops']:.2e} of them in kernels)"
+        f"  compiled FLOPs a device   {compiled:.3e}  ({share}"
+        f"{train['kernel_flops']:.2e} of them in kernels)"
     )
     print(f"  attention                 {train['attention']}")
     _show_time(train)
-    print(
-        f"  MFU, compiler estimate, upper bound: {train['mfu_bound']:.1%} with all "
-        f"collectives hidden, {train['mfu_bound_in_turn']:.1%} with none; not a "
-        "measurement"
-    )
+    if peak:
+        print(
+            f"  MFU, compiler estimate, upper bound: {train['mfu_bound']:.1%} with all "
+            f"collectives hidden, {train['mfu_bound_in_turn']:.1%} with none; not a "
+            "measurement"
+        )
     if decode := result.get("decode"):
         _show_step(f"decode step, {decode['rows']} rows of {decode['length']}", decode)
         _show_time(decode)

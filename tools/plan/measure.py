@@ -70,6 +70,9 @@ def build_run(config: Config, target: Target) -> Run:
         UserError: If the mesh does not fit the devices, the model or the batch.
     """
     tokenizer = BlankTokenizer(config.model.vocab_size)
+    if getattr(config.task, "labels", None) == ():  # training finds them in its texts
+        task = dataclasses.replace(config.task, labels=("0", "1"))
+        config = dataclasses.replace(config, task=task)
     return build(config, tokenizer, devices(target.part, target.num_slices))
 
 
@@ -256,7 +259,8 @@ def _kernel_flops(run: Run, cost: hlo.Cost) -> float:
     model, total = run.config.model, 0.0
     if not isinstance(model, TransformerConfig):
         return total
-    is_causal = run.model.architecture != "encoder"  # pyright: ignore
+    backbone: Any = getattr(run.model, "backbone", run.model)
+    is_causal = backbone.architecture != "encoder"
     share = 0.5 if is_causal else 1.0
     for name, kernel in cost.kernels.items():
         matmuls = next((n for key, n in _KERNEL_MATMULS if key in name), 0)

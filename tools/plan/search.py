@@ -208,7 +208,7 @@ def _try(
     return trial | {"error": said[-1].removeprefix("error: ")}
 
 
-HEAD = ("mesh", "remat", "rows", "GiB", "MFU bound", "not hidden", "GB moved")
+HEAD = ("mesh", "remat", "rows a device", "GiB", "MFU bound", "not hidden", "GB moved")
 
 
 def rows_of(result: dict[str, Any]) -> list[list[str]]:
@@ -244,6 +244,7 @@ def show(result: dict[str, Any]) -> None:
             print("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip())
         else:
             print(f"{row[0]}  {row[1]}: {row[-1]}")
+    print(f"the first: {' '.join(result['trials'][0]['flags'])}")
     print(
         "MFU: compiler estimate, upper bound, with all collectives hidden and with "
         f"none; of {result['candidates']} that may fit, {len(result['trials'])} were "
@@ -276,6 +277,8 @@ def render(name: str, result: dict[str, Any]) -> str:
         "topology": escaped(result["topology"]),
         "slices": str(result["num_slices"]),
         "compiled": f"{len(result['trials'])} of {result['candidates']} that may fit",
+        "the first": escaped(" ".join(result["trials"][0]["flags"])),
+        "varied": "mesh.data, fsdp, tensor, remat and the rows of a batch",
         "numbers": "compiler estimates, upper bounds; nothing was run",
     }
     return scorecard.page(f"{name}: plans", facts, sections)
