@@ -135,6 +135,16 @@ def test_a_kernel_counts_the_matmuls_that_no_mask_saves():
     assert measure._kernel_flops(Run, cost) == 3 * 4 * 2 * scores / 2
     Run.model.architecture = "encoder"
     assert measure._kernel_flops(Run, cost) == 3 * 4 * 2 * scores
+    Run.model = type("Head", (), {"backbone": Run.model})
+    assert measure._kernel_flops(Run, cost) == 3 * 4 * 2 * scores
+
+
+def test_labels_that_training_would_find_need_no_texts(monkeypatch):
+    monkeypatch.setattr(measure, "devices", lambda *_: tuple(jax.devices()[:4]))
+    run = measure.build_run(config_of("bbc"), Target(Slice.of("v5e:2x2")))
+    shapes = batch_shapes(run.config, run.task, run.mesh)
+    assert shapes["label"].shape == (run.config.batch_size,)
+    assert run.abstract.params["head"]["kernel"].shape[-1] == 2
 
 
 @pytest.mark.parametrize(
@@ -204,7 +214,8 @@ def test_the_page_ranks_the_trials_and_says_what_did_not_fit(capsys):
     page = search.render("gpt", result)
     assert "<svg" in page and "&lt;no&gt;" in page and "<no>" not in page
     search.show(result)
-    assert "60.0%" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "60.0%" in out and "the first: --config.mesh.fsdp=16" in out
 
 
 # --- A real plan --------------------------------------------------------------------
