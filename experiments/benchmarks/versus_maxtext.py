@@ -7,7 +7,8 @@ MaxText 0.2.5 (`train_compile`) has an environment of its own, on Python 3.12 wi
 0.11.1; both sides compile with the same release of libtpu, from shapes alone, and both
 texts of optimised HLO are walked by `tools.plan.hlo`. Rows, lengths, vocabulary,
 layers, recomputation (`full`), AdamW in float32, FSDP and XLA's flags are the same;
-Splash is the attention of both. Two compiled programs are compared. Nothing is run, on either side.
+Splash is the attention of both. Two compiled programs are compared. Nothing is run, on
+either side.
 
 Cycles are the compiler's estimates of all but kernels and collectives; of these it
 estimates nothing. Bytes are of whole arrays that collectives gather, sum or send.
