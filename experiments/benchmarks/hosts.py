@@ -166,15 +166,18 @@ def checksums_of(workdir: Path, step: int) -> dict[str, int]:
     return json.loads(path.read_text())["checksums"]
 
 
-def until(what: Callable[[], Any], processes: Sequence) -> None:
+def until(what: Callable[[], Any], processes: Sequence, folder: Path) -> None:
     """Waits until something is so."""
     deadline = time.monotonic() + PATIENCE
     while not what():
         if time.monotonic() > deadline or any(p.poll() is not None for p in processes):
+            said = [(folder / f"err{i}").read_text() for i in range(len(processes))]
+            last = {text.strip().rpartition("\n")[2] for text in said}
             raise UserError(
-                "the run ended, or did not go on, before it was to be killed"
+                "the run ended, or did not go on, before it was to be killed: "
+                + " | ".join(last)
             )
-        time.sleep(0.001)
+        time.sleep(0.01)
 
 
 def compare(before: dict[int, float], after: dict[int, float]) -> str:
@@ -201,7 +204,7 @@ def disturb(bench: Bench, count: int, whole: Path, rng: random.Random) -> None:
             tmp = workdir.glob("checkpoints/*.orbax-checkpoint-tmp*")
             return kind != "save" or any(tmp)
 
-        until(is_there, processes)
+        until(is_there, processes, bench.folder)
         victim = (number + 1) % count if kind != "step" else number % count
         sent = {"stop": signal.SIGSTOP, "end": signal.SIGTERM}.get(kind, signal.SIGKILL)
         began = time.monotonic()
