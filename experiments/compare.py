@@ -5,8 +5,9 @@
 
 Shows the settings that are not the same in all; the scores on a split with their 95%
 intervals; how much each differs from those of the first workdir, or of --baseline, with
-the interval and the p-value of the paired bootstrap (`experiments.paired`); and the
-curves of all in one chart for each metric.
+the interval and the p-value of the paired bootstrap (`experiments.paired`), of 100, 300
+or 1,000 resamples, as many as take some 20 seconds a column; and the curves of all in
+one chart for each metric.
 
 All are scored anew on the same examples, as `lm.evaluate` does it. What any of the
 workdirs was trained on is left out. Of a language model documents are drawn where there
@@ -132,6 +133,8 @@ def _check(args: Namespace) -> tuple[Path, Path]:
         raise UserError(f"there is no folder {output.parent} for --output; make it")
     if output.is_dir():
         raise UserError(f"--output={output} is a folder; name a file in it")
+    if output.suffix != ".html":
+        raise UserError(f"--output={output} is no page; let it end in .html")
     return output, Path(known[Path(baseline).resolve()])
 
 

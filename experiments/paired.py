@@ -22,9 +22,10 @@ from lm import cli
 from lm import metrics as metrics_lib
 from lm.types import UserError
 
-# Resampling a column may take this long, and so many times it is done.
+# Resampling a column may take this long, and so many times it is done. They are few
+# numbers, so that the same command seldom has another.
 SECONDS = 20.0
-SAMPLES = (100, 1000)
+SAMPLES = (100, 300, 1000)
 
 # From so many documents on they are drawn: of few clusters a bootstrap is too sure
 # (Cameron, Gelbach and Miller 2008, https://doi.org/10.1162/rest.90.3.414).
@@ -255,7 +256,8 @@ def compare(
         score(np.arange(n))
         seconds = time.perf_counter() - began
     drawn.clear()
-    samples = int(np.clip(SECONDS * len(scores) / seconds, *SAMPLES))
+    affordable = [n for n in SAMPLES if n * seconds <= SECONDS * len(scores)]
+    samples = max(affordable, default=SAMPLES[0])
     bounds: Any = bootstrap(score, n, samples, watch=cli.progress)
     whole, *resampled = drawn
     found: dict[str, dict[str, dict[str, Any]]] = {column: {} for column in scores}

@@ -94,6 +94,10 @@ parser.add_argument("--emit", choices=["shell"], help="print a command for each 
 parser.add_argument("--best", default="", help="write the best config to this file too")
 
 
+# How a config begins that a sweep wrote.
+_BEST = '"""The best of a sweep'
+
+
 def main(args: Namespace, overrides: list[str]) -> dict[str, Any]:
     """Runs what is left of a sweep."""
     plan = _plan(args, overrides)
@@ -114,7 +118,11 @@ def main(args: Namespace, overrides: list[str]) -> dict[str, Any]:
 
 
 def _check_place(path: Path) -> None:
-    """Raises a UserError unless a file can be written there."""
+    """Raises a UserError unless a sweep may write its best config there."""
+    if path.suffix != ".py":
+        raise UserError(f"--best={path} is no config file; let it end in .py")
+    if path.is_file() and not path.read_text(errors="replace").startswith(_BEST):
+        raise UserError(f"--best={path} exists, and no sweep wrote it; name another")
     make_folder(path.parent)
     try:
         with path.open("a"):
@@ -147,7 +155,16 @@ def _plan(args: Namespace, overrides: list[str]) -> Plan:
         if args.sweep
         else config_lib.call(file, "get_sweep", cure="give --sweep")
     )
-    varied, seeds = space.split_seed(space.typed(whole, config))
+    if not isinstance(whole, space.Space):
+        raise UserError(
+            f"get_sweep() of {file} returned {type(whole).__name__}, not a Space; "
+            "build one with the functions of experiments.search.space"
+        )
+    whole = space.typed(whole, config)
+    for one in map(space.Space, zip(whole.factors)) if args.sweep else ():
+        if one.size < math.inf and space.union(one).size < one.size:
+            raise UserError(f"{one.keys[0]} has equal values; leave one out")
+    varied, seeds = space.split_seed(whole)
     metrics = [_metric(word) for word in args.metric.split(",")]
     _check_metrics(metrics, config)
     if len(metrics) > 1 and args.strategy == "cmaes":
@@ -269,7 +286,8 @@ def _report(args: Namespace, study: "Study") -> dict[str, Any]:
         raise UserError(f"no trial has a value: {why}; the logs are in {root / 'logs'}")
     for path in (root / "best.py", *([Path(args.best)] if args.best else [])):
         write_text(path, best_config(study.plan, best))
-    print(f"wrote {root / 'index.html'}, results.csv, results.json and best.py")
+    also = f"; the best also to {args.best}" if args.best else ""
+    print(f"wrote {root / 'index.html'}, results.csv, results.json and best.py{also}")
     if others := sum(trial.state == "running" for trial in trials):
         print(f"others still train {count(others, 'trial')}; run it again for all")
     return {
@@ -289,7 +307,7 @@ def best_config(plan: Plan, point: results.Point) -> str:
     seeds = "1 seed" if point.seeds == 1 else f"mean of {point.seeds} seeds"
     lines = "".join(f"    {word!r},\n" for word in words)
     return (
-        f'"""The best of a sweep of {config}: {reached}, {seeds}."""\n\n'
+        f'{_BEST} of {config}: {reached}, {seeds}."""\n\n'
         "from lm.config import load\n\n"
         f"OVERRIDES = (\n{lines})\n\n\n"
         f"def get_config():\n    return load({config!r}, OVERRIDES)\n"

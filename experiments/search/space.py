@@ -123,6 +123,8 @@ class Space:
 
     def __post_init__(self):
         for key in self.keys:
+            if not isinstance(key, str):
+                raise UserError(f"{key!r} is not the name of a key of the config")
             if self.keys.count(key) > 1:
                 raise UserError(f"{key} is in the sweep twice; leave one out")
 

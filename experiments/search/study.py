@@ -172,9 +172,12 @@ class Study:
             self._study, other = self._open(), []
         if other:
             name = other[0]
+            texts = [str(plan.get(name)) for plan in (before, now)]
+            values = f" is {texts[0]}, not {texts[1]}"
             raise UserError(
-                f"{self._folder} is of another sweep: its {name} is "
-                f"{before.get(name)}, not {now[name]}; choose another --workdir"
+                f"{self._folder} is of another sweep: its {name}"
+                + (values if max(map(len, texts)) < 40 else " is another")
+                + "; choose another --workdir"
                 + (" and --storage" if self._is_shared else "")
             )
         self._study.set_user_attr("plan", now)

@@ -105,6 +105,8 @@ def _split(text: str, mark: str) -> list[str]:
 def _parse_column(text: str) -> Space:
     """Returns the space of `key=spec`."""
     key, has_spec, spec = map(str.strip, text.partition("="))
+    if not text:
+        raise UserError("a part of the sweep is empty; leave out its ; or &")
     if not (key and has_spec):
         raise UserError(f"{text!r} is not key=values, such as optim.b1=0.9,0.95")
     pieces = [_parse_piece(key, piece) for piece in _split(spec, ",")]

@@ -206,6 +206,7 @@ def test_what_cannot_be_paired_is_named_and_shown(run, root, capsys):
         (["a", "b", "--baseline=c"], "--baseline=c is none of the workdirs"),
         (["a", "b", "--output=no/x.html"], "no folder no for --output; make it"),
         (["a", "b", "--output=one"], "--output=one is a folder"),
+        (["a", "b", "--output=README.md"], "README.md is no page; let it end in .html"),
     ],
 )
 def test_mistakes_are_one_line(run, words, message):

@@ -600,7 +600,9 @@ def test_kills_change_nothing(config, finished, tmp_path):
         (["--workdir=HERE/file"], "cannot write to HERE/file"),
         (["--workdir=HERE/run"], "HERE/run is a workdir of lm.train"),
         (["--best=HERE/file/best.py"], "cannot write to HERE/file"),
-        (["--best=HERE/run"], "cannot write --best=HERE/run"),
+        (["--best=HERE/run"], "--best=HERE/run is no config file"),
+        (["--best=HERE/own.py"], "own.py exists, and no sweep wrote it"),
+        (["--sweep=optim.b1=0.9,0.90"], "optim.b1 has equal values"),
         (["--storage=sqlite://"], "--storage=sqlite:// keeps nothing"),
         (["--storage=no url"], "cannot open the database no url"),
         (["--storage=sqlite:////no/such/folder/a.db"], "set another --storage"),
@@ -611,12 +613,30 @@ def test_kills_change_nothing(config, finished, tmp_path):
 )
 def test_mistakes_are_one_line(config, tmp_path, words, message):
     (tmp_path / "file").write_text("")
+    (tmp_path / "own.py").write_text("def get_config(): ...")
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.json").write_text("{}")
     words = [word.replace("HERE", str(tmp_path)) for word in words]
     with pytest.raises(UserError, match=message.replace("HERE", str(tmp_path))) as e:
         run(config, tmp_path / "s", *words)
     assert "\n" not in str(e.value) and not (tmp_path / "s/trials").exists()
+
+
+def test_a_folder_has_one_sweep(tmp_path):
+    Study(tmp_path, make_plan(), "")
+    said = "is of another sweep: its space is another; choose another --workdir$"
+    with pytest.raises(UserError, match=said):
+        Study(tmp_path, make_plan("optim.learning_rate=log(1e-5,1e-2)"), "")
+    with pytest.raises(UserError, match="its strategy is random, not tpe; choose"):
+        Study(tmp_path, make_plan(strategy="tpe"), "")
+
+
+def test_what_get_sweep_returns_is_a_space(config, tmp_path):
+    body = CONFIG.partition("def get_sweep")[0]
+    other = config.with_name("no_space.py")
+    other.write_text(body + "def get_sweep():\n    return {'seed': [0, 1]}\n")
+    with pytest.raises(UserError, match="returned dict, not a Space; build one with"):
+        run(other, tmp_path / "s", "--dry-run")
 
 
 # Workers and schedules.
