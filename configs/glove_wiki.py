@@ -13,8 +13,8 @@ of words: of a small text 10 is better.
     python -m lm.train --config=configs/glove_wiki.py --workdir=runs/glove_wiki
     python -m tools.evaluate_vectors --vectors=runs/glove_wiki
 
-Expected: a loss of 0.020, WordSim-353 0.25 to 0.29 (three seeds) on 240 of its pairs and
-SimLex-999 0.13 to 0.15 on 506, in 2 to 7 minutes on 2 CPU cores. gensim's skip-gram
+Expected: a loss of 0.020, WordSim-353 0.25 to 0.29 (three seeds) on 240 of its pairs
+and SimLex-999 0.13 to 0.15 on 506, in 2 to 7 minutes on 2 CPU cores. gensim's skip-gram
 has 0.33 to 0.36 and 0.15 to 0.16 on the same words: more, but the 95% intervals of the
 differences, of a bootstrap over the pairs, reach beyond 0.
 """
