@@ -76,6 +76,7 @@ ENTRY %main (a: bf16[1,8], g: f32[16]) -> bf16[1,8] {
 def test_loops_of_a_tpu_count_for_each_trip():
     found = hlo.cost(TPU)
     assert found.cycles == 6 * 100
+    assert hlo.as_dict(found)["slowest"][0]["cycles"] == max(found.cycles_of.values())
     assert found.kernels["k"].calls == 6
     assert found.kernels["k"].shapes == (hlo.Shape("bf16", (1, 8)),)
     assert found.endless == 0

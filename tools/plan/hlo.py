@@ -138,21 +138,25 @@ class Cost:
 
     Attributes:
         flops: Of matmuls and convolutions.
-        cycles: The compiler's estimates, without kernels and collectives.
         collectives: By kind.
         kernels: By name.
         sources: Bytes of collectives by kind and the operation they were made of.
-        slow: Cycles by the operation that a fusion was made of.
+        cycles_of: The compiler's estimates by the operation that a fusion was made of,
+            without kernels and collectives.
         endless: Loops whose trips are not known, counted once.
     """
 
     flops: float = 0.0
-    cycles: float = 0.0
     collectives: dict[str, Moved] = field(default_factory=dict)
     kernels: dict[str, Kernel] = field(default_factory=dict)
     sources: dict[tuple[str, str], float] = field(default_factory=dict)
-    slow: dict[str, float] = field(default_factory=dict)
+    cycles_of: dict[str, float] = field(default_factory=dict)
     endless: int = 0
+
+    @property
+    def cycles(self) -> float:
+        """The compiler's estimates of all operations."""
+        return sum(self.cycles_of.values())
 
 
 def cost(text: str) -> Cost:
@@ -235,9 +239,8 @@ def _walk(
         opcode = instruction.opcode
         kind = opcode.removesuffix("-start")
         if found := _CYCLES.search(instruction.rest):
-            cycles, source = times * int(found[1]), instruction.source
-            total.cycles += cycles
-            total.slow[source] = total.slow.get(source, 0.0) + cycles
+            source, cycles = instruction.source, times * int(found[1])
+            total.cycles_of[source] = total.cycles_of.get(source, 0.0) + cycles
         if opcode == "while":
             trips = trip_count(computations, computation, instruction)
             total.endless += trips is None
@@ -479,7 +482,7 @@ def as_dict(total: Cost, most: int = 8) -> dict:
         ],
         "slowest": [
             {"source": source, "cycles": cycles}
-            for source, cycles in _most(total.slow, most)
+            for source, cycles in _most(total.cycles_of, most)
         ],
     }
 
