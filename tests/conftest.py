@@ -9,12 +9,14 @@ import tempfile
 import pytest
 
 # Before JAX loads. Tiny models compile for longer than they run; a mesh has devices.
-# The older emitters compile in half the time, but jaxlib 0.12 lacks them, and a flag
-# that XLA does not know ends the process.
+# `lm.xla_flags` says why not the concurrent scheduler. The older emitters compile in
+# half the time, but jaxlib 0.12 lacks them, and a flag that XLA does not know ends the
+# process.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-    "--xla_cpu_opt_preset=FAST_COMPILE --xla_cpu_parallel_codegen_split_count=1"
+    "--xla_cpu_opt_preset=FAST_COMPILE --xla_cpu_parallel_codegen_split_count=1 "
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false"
     + " --xla_cpu_use_fusion_emitters=false"
     * importlib.metadata.version("jaxlib").startswith("0.10."),
 )

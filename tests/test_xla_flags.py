@@ -65,7 +65,8 @@ def test_every_row_is_one_flag_with_a_reason_and_a_source(accelerator):
     names = [flag.name for flag in flags]
     assert flags and len(set(names)) == len(names)
     assert all(flag.why and flag.source for flag in flags)
-    prefix = "xla_gpu" if accelerator in xla_flags.GPUS else "xla_tpu"
+    kind = "tpu" if accelerator in xla_flags.TPUS else "gpu"
+    prefix = f"xla_{'cpu' if accelerator == 'cpu' else kind}"
     assert all(name.startswith((prefix, "xla_enable")) for name in names)
 
 
@@ -152,10 +153,11 @@ def test_a_tpu_gets_those_that_its_libtpu_has(tmp_path, monkeypatch):
     assert env == {"LIBTPU_INIT_ARGS": "--xla_tpu_scoped_vmem_limit_kib=98304"}
 
 
-def test_a_cpu_gets_none():
+def test_a_cpu_gets_what_keeps_its_collectives_in_order():
     env = {"JAX_PLATFORMS": "cpu"}
     xla_flags.apply(env)
-    assert env == {"JAX_PLATFORMS": "cpu"}
+    (flag,) = xla_flags.table("cpu")
+    assert env == {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": str(flag)}
 
 
 def test_the_table_is_printed(capsys):
