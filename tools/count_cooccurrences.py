@@ -3,8 +3,10 @@
     python -m tools.count_cooccurrences --source=tfds:wiki \\
         --tokenizer=data/tokenizers/wiki_words --output=data/cooccurrences/wiki
 
-Two words of a text that are d words apart add 1/d to their counts, up to the window.
-Words that the tokenizer does not know are left out first, and so are marks.
+Two words of a text that are d words apart add 1/d to their counts, up to the window,
+or with --distance-power=P 1/d^P. Words that the tokenizer does not know are left out
+first, and so are marks. With --subsample each count is the one to expect if frequent
+words were left out as Word2Vec does: `lm.data.cooccurrence.kept_share`.
 
 Memory does not grow with the texts: counts that do not fit are written to disk and
 merged. The folder appears when it is complete. It has `cells.parquet`, blocks of counts
@@ -48,6 +50,20 @@ parser.add_argument(
     "--window", type=int, default=10, help="words to each side; default: 10"
 )
 parser.add_argument(
+    "--distance-power",
+    type=float,
+    default=1.0,
+    metavar="P",
+    help="0: each word of the window counts alike; default: 1",
+)
+parser.add_argument(
+    "--subsample",
+    type=float,
+    default=0.0,
+    metavar="T",
+    help="the share of the text above which words count less; default: 0, none",
+)
+parser.add_argument(
     "--memory-mb", type=int, default=1024, help="for counts, about; default: 1024"
 )
 parser.add_argument("--overwrite", action="store_true", help="replace such a folder")
@@ -56,6 +72,9 @@ parser.add_argument("--overwrite", action="store_true", help="replace such a fol
 def main(args: Namespace) -> dict[str, Any]:
     """Counts and writes."""
     check_range("--window", args.window, 1)
+    # No count of a float32 may become 0.
+    check_range("--distance-power", args.distance_power, 0, 5)
+    check_range("--subsample", args.subsample, 1e-9 if args.subsample else 0)
     check_range("--memory-mb", args.memory_mb, 1)
     tokenizer = tokenizers.load(Path(args.tokenizer))
     sources = [open_source(spec, args.data_dir) for spec in args.source]
@@ -68,6 +87,8 @@ def main(args: Namespace) -> dict[str, Any]:
             "split": args.split,
             "tokenizer": tokenizer.fingerprint,
             "window": args.window,
+            "distance_power": args.distance_power,
+            "subsample": args.subsample,
             **found,
         }
         (folder / "about.json").write_text(json.dumps(about, indent=2) + "\n")
@@ -92,6 +113,7 @@ def _count(
     counter = cooccurrence.Counter(scratch, memory)
     numbers = {"texts": 0, "words": 0, "cells": 0}
     leaves_out = tokenizer.is_special
+    counts = np.zeros(size, np.int64)
 
     def encode(examples: Iterable[Any]) -> list[dict[str, np.ndarray]]:
         encoded = tokenizer.encode_batch([example["text"] for example in examples])
@@ -100,7 +122,8 @@ def _count(
     with cli.Status("counting") as status:
         for documents in encode_chunks(texts, encode):
             tokens = [document["tokens"] for document in documents]
-            counter.add(tokens, args.window, size)
+            counter.add(tokens, args.window, size, args.distance_power)
+            counts += np.bincount(np.concatenate(tokens), minlength=size)
             numbers["texts"] += len(tokens)
             numbers["words"] += sum(map(len, tokens))
             status.update(
@@ -112,7 +135,8 @@ def _count(
                 f"{', '.join(args.source)} {args.split} has no word that the tokenizer "
                 "knows; choose another of them"
             )
-        merged = (cooccurrence.mirrored(part, size) for part in counter.merged())
+        kept = cooccurrence.kept_share(counts, args.subsample)
+        merged = (cooccurrence.mirrored(part, size, kept) for part in counter.merged())
         total = 2 * counter.most_pairs
         parts = cooccurrence.shuffled(merged, total, scratch, memory, SEED)
         columns = {"cells": pyarrow.binary(), "tokenizer": pyarrow.string()}

@@ -28,7 +28,11 @@ _COPIES = 4
 
 
 def pairs(
-    texts: Sequence[np.ndarray], window: int, vocab_size: int, most: int = 1 << 20
+    texts: Sequence[np.ndarray],
+    window: int,
+    vocab_size: int,
+    most: int = 1 << 20,
+    power: float = 1,
 ) -> Iterator[np.ndarray]:
     """Yields the pairs of some texts, a part at a time, in which each is once.
 
@@ -37,6 +41,7 @@ def pairs(
         window: How far apart two words may be.
         vocab_size: V.
         most: Pairs of a part before equal ones are summed, about.
+        power: Words that are d apart add 1 / d^power.
 
     >>> [part.tolist() for part in pairs([np.array([1, 2, 1])], 2, 10)]
     [[(11, 0.5), (12, 2.0)]]
@@ -53,7 +58,7 @@ def pairs(
             a, b = tokens[second - distance], tokens[second]
             part = np.zeros(len(second), _PAIR)
             part["key"] = np.minimum(a, b) * vocab_size + np.maximum(a, b)
-            part["weight"] = 1 / distance
+            part["weight"] = 1 / distance**power
             found.append(part)
         yield _combine(np.concatenate(found))
 
@@ -90,9 +95,15 @@ class Counter:
         self._parts: list[np.ndarray] = []
         self._size = 0
 
-    def add(self, texts: Sequence[np.ndarray], window: int, vocab_size: int) -> None:
+    def add(
+        self,
+        texts: Sequence[np.ndarray],
+        window: int,
+        vocab_size: int,
+        power: float = 1,
+    ) -> None:
         """Counts the pairs of some texts; see `pairs`."""
-        for found in pairs(texts, window, vocab_size, self._most // 2):
+        for found in pairs(texts, window, vocab_size, self._most // 2, power):
             self._parts.append(found)
             self._size += len(found)
             if self._size > self._most:
@@ -137,8 +148,34 @@ class Counter:
             starts = [start + int(cut) for start, cut in zip(starts, cuts)]
 
 
-def mirrored(found: np.ndarray, vocab_size: int) -> np.ndarray:
+def kept_share(counts: np.ndarray, limit: float) -> np.ndarray:
+    """Returns how likely subsampling keeps each word, float64 [V].
+
+    (√(f / t) + 1) · t / f of a word whose share of all is f, at most 1, as in
+    https://github.com/tmikolov/word2vec, `word2vec.c`; equation 5 of Mikolov et al.
+    (2013), https://arxiv.org/abs/1310.4546, has √(t / f).
+
+    Args:
+        counts: How often each word is in the texts [V].
+        limit: t; 0 keeps all.
+    """
+    if not limit:
+        return np.ones(len(counts))
+    share = counts / max(counts.sum(), 1)
+    ratio = limit / np.maximum(share, 1e-300)
+    return np.minimum(np.sqrt(ratio) + ratio, 1)
+
+
+def mirrored(
+    found: np.ndarray, vocab_size: int, kept: np.ndarray | None = None
+) -> np.ndarray:
     """Returns the cells of pairs: (i, j) and (j, i).
+
+    Args:
+        found: Pairs.
+        vocab_size: V.
+        kept: How likely each word is kept [V]; counts are those expected of the words
+            that are. None keeps all.
 
     >>> (found,) = pairs([np.array([1, 2, 1])], window=2, vocab_size=10)
     >>> mirrored(found, vocab_size=10).tolist()
@@ -146,6 +183,8 @@ def mirrored(found: np.ndarray, vocab_size: int) -> np.ndarray:
     """
     row, column = np.divmod(found["key"], vocab_size)
     weight = found["weight"] * np.where(row == column, 2, 1)
+    if kept is not None:
+        weight *= kept[row] * kept[column]
     cells = np.zeros(len(found), CELL)
     cells["row"], cells["column"], cells["count"] = row, column, weight
     others = cells[row != column]

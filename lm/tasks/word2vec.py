@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.config import check_choice, check_range
+from lm.data.cooccurrence import kept_share
 from lm.data.huffman import Paths, huffman_paths
 from lm.data.packing import ConcatRows, Rows, join
 from lm.data.pipeline import Pieces
@@ -246,15 +247,5 @@ class Word2Vec(Task):
 
     @functools.cached_property
     def kept_share(self) -> np.ndarray:
-        """How likely each word is kept, float64 [V].
-
-        (√(f / t) + 1) · t / f of a word whose share of all is f, at most 1, as in
-        https://github.com/tmikolov/word2vec, `word2vec.c`; (2013b), equation 5, has
-        √(t / f).
-        """
-        share = self._counts / max(self._counts.sum(), 1)
-        limit = self.config.subsample
-        if not limit:
-            return np.ones(len(share))
-        ratio = limit / np.maximum(share, 1e-300)
-        return np.minimum(np.sqrt(ratio) + ratio, 1)
+        """How likely each word is kept, float64 [V]; see `cooccurrence.kept_share`."""
+        return kept_share(self._counts, self.config.subsample)

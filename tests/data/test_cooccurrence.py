@@ -7,6 +7,7 @@ from lm.data.cooccurrence import (
     CELL,
     Counter,
     in_blocks,
+    kept_share,
     mirrored,
     pairs,
     shuffled,
@@ -21,14 +22,14 @@ def texts_of(seed, longest=40):
     return [rng.integers(0, V, size).astype(np.int32) for size in sizes]
 
 
-def by_hand(texts, window):
+def by_hand(texts, window, power=1):
     """Each word's neighbours to both sides, one by one."""
     counts = collections.defaultdict(float)
     for ids in texts:
         for i, word in enumerate(ids.tolist()):
             for j in range(max(0, i - window), min(len(ids), i + window + 1)):
                 if i != j:
-                    counts[word, int(ids[j])] += 1 / abs(i - j)
+                    counts[word, int(ids[j])] += abs(i - j) ** -power
     return counts
 
 
@@ -62,6 +63,21 @@ def test_counts_are_those_by_hand_whatever_the_memory(window, memory, tmp_path):
         assert found[cell] == pytest.approx(value, rel=1e-6)
     if memory < 1 << 20:  # no part is longer than memory allows
         assert max(map(len, parts)) <= max(memory // 16, len(counter.spilled))
+
+
+@pytest.mark.parametrize("power", [0, 0.5])
+@pytest.mark.parametrize("limit", [0, 0.02, 0.05])
+def test_far_words_and_frequent_words_count_as_told(power, limit):
+    texts = texts_of(3)
+    share = np.bincount(np.concatenate(texts), minlength=V)
+    kept = kept_share(share, limit)
+    parts = pairs(texts, 5, V, power=power)
+    found = as_dict(np.concatenate([mirrored(part, V, kept) for part in parts]))
+    expected = by_hand(texts, 5, power=float(power))
+    assert found.keys() == expected.keys()
+    for (i, j), value in expected.items():
+        assert found[i, j] == pytest.approx(value * kept[i] * kept[j], rel=1e-6)
+    assert kept.min() == 1 if not limit else (kept <= 1).all() and kept.min() < 1
 
 
 def test_no_pair_is_of_two_texts_and_none_is_lost_at_a_parts_end():

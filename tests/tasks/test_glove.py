@@ -1,5 +1,6 @@
 """GloVe: the formulas beside NumPy, from text to vectors; and what does not fit."""
 
+import functools
 import json
 
 import flax.linen as nn
@@ -232,6 +233,22 @@ def test_counts_are_the_same_whatever_the_memory(folder, monkeypatch):
     assert names == ["about.json", "cells.parquet"]
 
 
+def test_frequent_words_and_far_ones_count_as_told(folder):
+    flags = ["--subsample=0.01", "--distance-power=0"]
+    result = count(folder, "told", *flags)
+    about = json.loads((folder / "told" / "about.json").read_text())
+    assert (about["subsample"], about["distance_power"]) == (0.01, 0)
+    count(folder, "flat", flags[1])
+    flat, told = (
+        {(i, j): x for i, j, x in cells_of(folder, name).tolist()}
+        for name in ("flat", "told")
+    )
+    assert all(x == round(x) for x in flat.values())
+    assert flat.keys() == told.keys() and len(told) == result["cells"]
+    shares = np.array([told[cell] / flat[cell] for cell in flat])
+    assert 0 < shares.min() < shares.max() <= 1
+
+
 def test_what_does_not_fit_is_one_line_with_the_cure(folder, tmp_path):
     tokenizer = tokenizers.load(folder / "words")
     task = GloVe(Config(), tokenizer)
@@ -241,6 +258,9 @@ def test_what_does_not_fit_is_one_line_with_the_cure(folder, tmp_path):
     assert "c:1 was counted with another tokenizer" in str(error)
     assert "set --overwrite" in message(lambda: count(folder, "counts"))
     assert "--window" in message(lambda: count(folder, "x", "--window=0"))
+    for flag in ("--distance-power=5", "--subsample=1e-10"):
+        told = message(functools.partial(count, folder, "x", flag))
+        assert f"{flag.partition('=')[0]} must be at least" in told
     assert "has no about.json" in message(lambda: count(folder, "words"))
     assert not (folder / "x").exists()
     empty = tmp_path / "texts.jsonl"
