@@ -43,7 +43,7 @@ def get_config():
                 tie_embeddings=False,
                 init_stddev=0.02,
                 dtype="bfloat16",
-                remat="attention",
+                remat="full",
             ),
             task=causal_lm.Config(length=8192),
             data=DataConfig(
@@ -52,7 +52,7 @@ def get_config():
             optim=OptimConfig(learning_rate=3e-4, weight_decay=0.1),
             mesh=MeshConfig(data=1, fsdp=-1),
             batch_size=512,
-            grad_accum_steps=4,
+            grad_accum_steps=2,
             num_train_steps=38_000,
             warmup_steps=2000,
             log_every_steps=10,

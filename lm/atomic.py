@@ -81,8 +81,10 @@ def new_folder(
                 f"{folder} would take the place of {source}, from which it is made; "
                 f"set another {flag}"
             )
-    is_other = not folder.is_dir() or any(folder.iterdir())
-    if folder.exists() and not (folder / sign).exists() and is_other:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is no folder; set another {flag}")
+    is_other = folder.exists() and any(folder.iterdir())
+    if is_other and not (folder / sign).exists():
         raise UserError(f"{folder} has no {sign}; move it away, or set another {flag}")
     if folder.exists() and not overwrite:
         raise UserError(f"{folder} exists; set --overwrite, or another {flag}")

@@ -4,6 +4,7 @@ import gc
 import importlib.metadata
 import os
 import shutil
+import sys
 import tempfile
 
 import pytest
@@ -43,6 +44,17 @@ def pytest_collection_finish():
 def pytest_unconfigure():
     if not IS_WORKER:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Drops what a file compiled: each program takes some of a process's 65,530 maps.
+
+    With more, Linux refuses memory, and XLA crashes.
+    """
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,8 @@
 Two words of a text that are d words apart add 1/d to their counts, up to the window,
 or with --distance-power=P 1/d^P. Words that the tokenizer does not know are left out
 first, and so are marks. With --subsample each count is the one to expect if frequent
-words were left out as Word2Vec does: `lm.data.cooccurrence.kept_share`.
+words were left out as Word2Vec does: `lm.data.cooccurrence.kept_share`. Of a small
+corpus --window=20 --distance-power=0 --subsample=1e-4 is better.
 
 Memory does not grow with the texts: counts that do not fit are written to disk and
 merged. The folder appears when it is complete. It has `cells.parquet`, blocks of counts
@@ -54,7 +55,7 @@ parser.add_argument(
     type=float,
     default=1.0,
     metavar="P",
-    help="0: each word of the window counts alike; default: 1",
+    help="0: each word of the window counts alike; below 5; default: 1",
 )
 parser.add_argument(
     "--subsample",
@@ -74,7 +75,10 @@ def main(args: Namespace) -> dict[str, Any]:
     check_range("--window", args.window, 1)
     # No count of a float32 may become 0.
     check_range("--distance-power", args.distance_power, 0, 5)
-    check_range("--subsample", args.subsample, 1e-9 if args.subsample else 0)
+    if args.subsample and not 1e-9 <= args.subsample <= 1:
+        raise UserError(
+            f"--subsample must be 0, or between 1e-9 and 1, not {args.subsample}"
+        )
     check_range("--memory-mb", args.memory_mb, 1)
     tokenizer = tokenizers.load(Path(args.tokenizer))
     sources = [open_source(spec, args.data_dir) for spec in args.source]
@@ -94,7 +98,7 @@ def main(args: Namespace) -> dict[str, Any]:
         (folder / "about.json").write_text(json.dumps(about, indent=2) + "\n")
     print(
         f"{about['words']:,} words of {about['texts']:,} texts make {about['cells']:,} "
-        f"counts of {about['vocab_size']:,} words"
+        f"counts of {about['different_words']:,} different words"
     )
     print(f"wrote {output}")
     return {"output": str(output), **about}
@@ -157,7 +161,8 @@ def _count(
     for path in counter.spilled:
         path.unlink()
     scratch.rmdir()
-    return {"vocab_size": size, **numbers}
+    different = int((counts > 0).sum())
+    return {"vocab_size": size, "different_words": different, **numbers}
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def pairs(
     """
     tokens = np.concatenate([np.zeros(0, np.int64), *texts]).astype(np.int64)
     text = np.repeat(np.arange(len(texts)), [len(ids) for ids in texts])
+    window = min(window, max([1, *map(len, texts)]))
     size = max(most // window, 1)
     for start in range(0, len(tokens), size):
         found = []
@@ -131,7 +132,8 @@ class Counter:
         """Yields all pairs, each once, in rising order, a part at a time."""
         self._compact()
         self._spill()
-        size = max(self._most // len(self.spilled), 1)
+        # Room for more than there is would be asked for too.
+        size = max(min(self._most, self.most_pairs) // len(self.spilled), 1)
         starts = [0] * len(self.spilled)
         while True:
             # Read, not mapped: what is mapped stays in memory.
@@ -162,7 +164,7 @@ def kept_share(counts: np.ndarray, limit: float) -> np.ndarray:
     if not limit:
         return np.ones(len(counts))
     share = counts / max(counts.sum(), 1)
-    ratio = limit / np.maximum(share, 1e-300)
+    ratio = limit / np.maximum(share, limit)
     return np.minimum(np.sqrt(ratio) + ratio, 1)
 
 

@@ -108,7 +108,9 @@ def open_source(spec: str, data_dir: str, bad_rows: str = "stop") -> Source:
     suffix = Path(path.removesuffix(".gz")).suffix
     kind = options.get("format", suffix.removeprefix("."))
     if Path(path).expanduser().is_dir():
-        raise UserError(f"{path} is a folder; name its files, as in {path}/*.jsonl")
+        found = {file.suffix for file in Path(path).expanduser().iterdir()}
+        kind = next((kind for kind in READERS if f".{kind}" in found), "jsonl")
+        raise UserError(f"{path} is a folder; name its files, as in {path}/*.{kind}")
     if kind not in READERS or (kind == "parquet" and path.endswith(".gz")):
         raise UserError(
             f"{spec} is no known kind of text{suggest(kind, list(READERS))}, or "

@@ -70,7 +70,8 @@ class Config:
         check_choice("task.kind", self.kind, KINDS)
         check_choice("task.output", self.output, OUTPUTS)
         check_range("task.length", self.length, 2)
-        for name in ("window", "negatives", "shared_negatives"):
+        check_range("task.window", self.window, 1, self.length)
+        for name in ("negatives", "shared_negatives"):
             check_range(f"task.{name}", getattr(self, name), 1)
         for name in ("noise_power", "subsample"):
             check_range(f"task.{name}", getattr(self, name), 0)

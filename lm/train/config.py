@@ -153,7 +153,7 @@ class Config:
         if self.warmup_steps > self.num_train_steps:
             raise UserError(
                 f"warmup_steps {self.warmup_steps} exceeds num_train_steps "
-                f"{self.num_train_steps}"
+                f"{self.num_train_steps}; lower it"
             )
 
     @property

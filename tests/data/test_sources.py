@@ -440,6 +440,7 @@ def test_mistakes_in_names_get_suggestions(tmp_path):
     (tmp_path / "reviews.txt").write_text("one")
     spec = tmp_path / "review.txt"
     assert "did you mean 'reviews.txt'?" in message(lambda: read(spec))
+    assert f"as in {tmp_path}/*.txt" in message(lambda: read(tmp_path))
     spec = tmp_path / "reviews.txt"
     assert "no split 'tain'; did you mean 'train'?" in message(
         lambda: read(spec, "tain")

@@ -243,6 +243,10 @@ def test_frequent_words_and_far_ones_count_as_told(folder):
         {(i, j): x for i, j, x in cells_of(folder, name).tolist()}
         for name in ("flat", "told")
     )
+    # What no text has room for costs nothing.
+    most = ["--window=99999999999", "--memory-mb=99999999999999999999"]
+    assert result["different_words"] < result["vocab_size"]
+    assert count(folder, "most", *most)["words"] == result["words"]
     assert all(x == round(x) for x in flat.values())
     assert flat.keys() == told.keys() and len(told) == result["cells"]
     shares = np.array([told[cell] / flat[cell] for cell in flat])
@@ -258,9 +262,9 @@ def test_what_does_not_fit_is_one_line_with_the_cure(folder, tmp_path):
     assert "c:1 was counted with another tokenizer" in str(error)
     assert "set --overwrite" in message(lambda: count(folder, "counts"))
     assert "--window" in message(lambda: count(folder, "x", "--window=0"))
-    for flag in ("--distance-power=5", "--subsample=1e-10"):
+    for flag in ("--distance-power=5", "--subsample=1e-10", "--subsample=inf"):
         told = message(functools.partial(count, folder, "x", flag))
-        assert f"{flag.partition('=')[0]} must be at least" in told
+        assert f"{flag.partition('=')[0]} must be" in told
     assert "has no about.json" in message(lambda: count(folder, "words"))
     assert not (folder / "x").exists()
     empty = tmp_path / "texts.jsonl"

@@ -249,6 +249,7 @@ def test_noise_is_drawn_by_a_power_of_the_counts():
         ({"kind": "glove"}, "task.kind"),
         ({"output": "softmax"}, "task.output"),
         ({"window": 0}, "task.window"),
+        ({"window": 512}, "task.window must be at least 1 and less than 512"),
         ({"subsample": -1.0}, "task.subsample"),
     ],
 )

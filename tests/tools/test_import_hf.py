@@ -616,9 +616,9 @@ def test_only_a_workdir_is_replaced(folder, tmp_path):
     (tmp_path / "other").mkdir()
     for other in (tmp_path / "other/file", tmp_path / "file"):
         other.write_text("mine")
-    for place in (tmp_path / "other", tmp_path / "file"):
-        with refused(str(place), "no huggingface"):
-            hf_cases.import_(source, place, tokenizer, "--overwrite")
+    for name, why in (("other", "has no huggingface"), ("file", "is no folder")):
+        with refused(f"{tmp_path / name} {why}"):
+            hf_cases.import_(source, tmp_path / name, tokenizer, "--overwrite")
     assert names_in(tmp_path) == ["file", "other", "workdir"]
     assert (tmp_path / "other/file").read_text() == "mine"
 
