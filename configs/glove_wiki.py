@@ -2,11 +2,12 @@
 
 GloVe (Pennington et al. 2014, https://aclanthology.org/D14-1162): 100 dimensions,
 AdaGrad, 10 epochs over the 3,908,483 counts of 10,729 words. The paper has a step for
-each count, here one has 32,768. It is made for billions of words; of a small text other
-choices are better (Levy et al. 2015, https://aclanthology.org/Q15-1016):
+each count, here one has 32,768. It is made for billions of words; of this small text
+other choices were better:
 
 - Counts, within 20 words, do not fall with the distance, and are those expected if
-  frequent words were left out, as Word2Vec does.
+  frequent words were left out, as Word2Vec does; Levy et al. (2015),
+  https://aclanthology.org/Q15-1016, carry such choices from one method to another.
 - x_max is 10, not 100.
 
     python -m tools.fetch_data wiki word_tests

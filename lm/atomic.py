@@ -83,8 +83,7 @@ def new_folder(
             )
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is no folder; set another {flag}")
-    is_other = folder.exists() and any(folder.iterdir())
-    if is_other and not (folder / sign).exists():
+    if folder.exists() and any(folder.iterdir()) and not (folder / sign).exists():
         raise UserError(f"{folder} has no {sign}; move it away, or set another {flag}")
     if folder.exists() and not overwrite:
         raise UserError(f"{folder} exists; set --overwrite, or another {flag}")

@@ -232,12 +232,13 @@ FLAGS = (
 )
 
 
-def table(accelerator: str, devices: int = 2) -> list[Flag]:
+def table(accelerator: str, devices: int = 0) -> list[Flag]:
     """Returns the rows of one accelerator.
 
     Args:
         accelerator: One of `ACCELERATORS`.
-        devices: How many take part; alone, what is about communication is left out.
+        devices: How many take part, 0 if that is not known; alone, what is about
+            communication is left out.
 
     Raises:
         UserError: If there is no such accelerator.
@@ -249,7 +250,7 @@ def table(accelerator: str, devices: int = 2) -> list[Flag]:
     return [
         flag
         for flag in FLAGS
-        if accelerator in flag.where and (devices > 1 or not flag.several)
+        if accelerator in flag.where and (devices != 1 or not flag.several)
     ]
 
 
@@ -374,7 +375,7 @@ def apply(
     if not accelerator:
         accelerator, here = accelerator_here(environ)
         devices = devices or here * int(environ.get("SLURM_NTASKS", "1"))
-    flags = table(accelerator, devices or 2)
+    flags = table(accelerator, devices)
     names = known((flag.name for flag in flags), library(accelerator))
     added = [flag for flag in flags if flag.name in names]
     if added:
@@ -392,7 +393,7 @@ def main(args: Namespace) -> dict[str, Any]:
     """Prints the table of one accelerator."""
     here, devices = accelerator_here()
     name = args.accelerator or here
-    flags = table(name, 2 if args.accelerator else devices or 2)
+    flags = table(name, 0 if args.accelerator else devices)
     file = library(name)
     names = known((flag.name for flag in flags), file)
     rows = []

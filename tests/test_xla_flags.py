@@ -65,9 +65,9 @@ def test_every_row_is_one_flag_with_a_reason_and_a_source(accelerator):
     names = [flag.name for flag in flags]
     assert flags and len(set(names)) == len(names)
     assert all(flag.why and flag.source for flag in flags)
-    kind = "tpu" if accelerator in xla_flags.TPUS else "gpu"
-    prefix = f"xla_{'cpu' if accelerator == 'cpu' else kind}"
-    assert all(name.startswith((prefix, "xla_enable")) for name in names)
+    groups = {"gpu": xla_flags.GPUS, "tpu": xla_flags.TPUS, "cpu": ("cpu",)}
+    (kind,) = [kind for kind, group in groups.items() if accelerator in group]
+    assert all(name.startswith((f"xla_{kind}", "xla_enable")) for name in names)
 
 
 @pytest.mark.parametrize(

@@ -115,9 +115,9 @@ def _count(
     scratch = folder / "scratch"
     make_folder(scratch)
     counter = cooccurrence.Counter(scratch, memory)
+    counts = np.zeros(size, np.int64)  # of each word
     numbers = {"texts": 0, "words": 0, "cells": 0}
     leaves_out = tokenizer.is_special
-    counts = np.zeros(size, np.int64)
 
     def encode(examples: Iterable[Any]) -> list[dict[str, np.ndarray]]:
         encoded = tokenizer.encode_batch([example["text"] for example in examples])
@@ -129,7 +129,7 @@ def _count(
             counter.add(tokens, args.window, size, args.distance_power)
             counts += np.bincount(np.concatenate(tokens), minlength=size)
             numbers["texts"] += len(tokens)
-            numbers["words"] += sum(map(len, tokens))
+            numbers["words"] = int(counts.sum())
             status.update(
                 f"counted {numbers['words']:,} words of {numbers['texts']:,} texts; "
                 f"{len(counter.spilled)} runs on disk"

@@ -107,8 +107,8 @@ def open_source(spec: str, data_dir: str, bad_rows: str = "stop") -> Source:
         return _Dataset(spec, folder, options.get("text", "text"), bad)
     suffix = Path(path.removesuffix(".gz")).suffix
     kind = options.get("format", suffix.removeprefix("."))
-    if Path(path).expanduser().is_dir():
-        found = {file.suffix for file in Path(path).expanduser().iterdir()}
+    if (folder := Path(path).expanduser()).is_dir():
+        found = {file.suffix for file in folder.iterdir()}
         kind = next((kind for kind in READERS if f".{kind}" in found), "jsonl")
         raise UserError(f"{path} is a folder; name its files, as in {path}/*.{kind}")
     if kind not in READERS or (kind == "parquet" and path.endswith(".gz")):
