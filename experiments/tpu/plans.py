@@ -5,7 +5,8 @@
 
 Each row is `python -m tools.plan --config=configs/NAME.py --topology=…` with the
 overrides beside it. The table is `plans.md` here, and `plans.json` has all that the
-planner said. Rows that are not asked for stay as they are.
+planner said. Rows that are not asked for stay as they are. Those of v5p need jax from
+0.12 on, and so Python 3.12.
 """
 
 import json
@@ -135,12 +136,14 @@ def table(plans: dict[str, Any]) -> str:
     head = f"| {' | '.join(HEADS)} |\n{'|---' * len(HEADS)}|\n"
     rows = "\n".join(line(name, plan) for name, plan in plans.items())
     commands = "\n".join(plan["command"] for plan in plans.values())
+    versions = " and ".join(sorted({plan["jax"] for plan in plans.values()}))
     return f"""# Plans
 
-Made by `python -m experiments.tpu.plans`; `plans.json` has everything. Nothing was run:
-these are the compiler's estimates for one device and one optimizer step. The MFU bound
-is an upper bound, with all collectives hidden behind computation and with none; it
-leaves out the input, launches and the network between slices. A real run is slower.
+Made by `python -m experiments.tpu.plans` with jax {versions}; `plans.json` has everything.
+Nothing was run: these are the compiler's estimates for one device and one optimizer step.
+The MFU bound is an upper bound, with all collectives hidden behind computation and with
+none; it leaves out the input, launches and the network between slices. A real run is
+slower.
 
 {head}{rows}
 

@@ -121,6 +121,15 @@ def test_what_does_not_fit_is_one_line_with_what_should(overrides, needed, state
     assert said in line and "\n" not in line
 
 
+def test_a_program_that_jaxlib_is_too_old_for_is_one_line_with_the_cure():
+    class Compiled:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure\nat 0x0")
+
+    with pytest.raises(UserError, match=r"v5p.*0\.12 on.*\(INTERNAL: RET_CH.*\)$"):
+        measure.program_text(Compiled(), CHIPS["v5p"])
+
+
 # --- Kernels ------------------------------------------------------------------------
 
 

@@ -76,6 +76,8 @@ def main(args: Namespace, overrides: list[str]) -> dict[str, Any]:
 
 def plan(name: str, config: Any, target: Any, decode_rows: int) -> dict[str, Any]:
     """Returns what the training step takes, and the decode step of what writes."""
+    import jax
+
     from lm import sharding
     from tools.plan import advice, measure
 
@@ -91,6 +93,7 @@ def plan(name: str, config: Any, target: Any, decode_rows: int) -> dict[str, Any
         "batch_size": config.batch_size,
         "grad_accum_steps": config.grad_accum_steps,
         "remat": getattr(config.model, "remat", ""),
+        "jax": jax.__version__,
         "xla_flags": os.environ.get("LIBTPU_INIT_ARGS", ""),
         "estimate": "of the compiler, an upper bound; nothing was run",
     }

@@ -15,7 +15,7 @@ from lm.nn.transformer import TransformerConfig
 from lm.train import perf
 from lm.train.config import Config
 from lm.train.loop import Run, build
-from lm.types import PyTree
+from lm.types import PyTree, UserError
 from tools.plan import hlo
 from tools.plan.blank import BlankTokenizer, batch_shapes
 from tools.plan.chips import GIB, Chip, Slice
@@ -223,7 +223,7 @@ def _compile(function: Any, arguments: tuple, chip: Chip) -> dict[str, Any]:
     program = memory.generated_code_size_in_bytes
     arguments_size = memory.argument_size_in_bytes
     output = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    text = compiled.as_text()
+    text = program_text(compiled, chip)
     return {
         "memory": {
             "arguments": arguments_size,
@@ -235,6 +235,23 @@ def _compile(function: Any, arguments: tuple, chip: Chip) -> dict[str, Any]:
         "compile_seconds": time.monotonic() - began,
         "host_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
+
+
+def program_text(compiled: Any, chip: Chip) -> str:
+    """Returns the compiled program as text.
+
+    Raises:
+        UserError: If jaxlib is older than what libtpu makes, as 0.10.2 for v5p.
+    """
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"it compiles for {chip.name}, but jaxlib {jax.__version__} cannot read "
+            f"what libtpu made; plan with jax from 0.12 on, which needs Python 3.12 "
+            f"({reason})"
+        ) from error
 
 
 def no_room(message: str, chip: Chip) -> NoRoomError | None:
