@@ -139,11 +139,11 @@ def table(plans: dict[str, Any]) -> str:
     versions = " and ".join(sorted({plan["jax"] for plan in plans.values()}))
     return f"""# Plans
 
-Made by `python -m experiments.tpu.plans` with jax {versions}; `plans.json` has everything.
-Nothing was run: these are the compiler's estimates for one device and one optimizer step.
-The MFU bound is an upper bound, with all collectives hidden behind computation and with
-none; it leaves out the input, launches and the network between slices. A real run is
-slower.
+Made by `python -m experiments.tpu.plans` with jax {versions}; `plans.json` has all.
+Nothing was run: these are the compiler's estimates for one device and one optimizer
+step. The MFU bound is an upper bound, with all collectives hidden behind computation
+and with none; it leaves out the input, launches and the network between slices. A real
+run is slower.
 
 {head}{rows}
 
