@@ -43,7 +43,7 @@ from lm.types import Array, UserError
 # and nothing is copied into and out of a scan.
 ROWS = {
     "bert_base": {
-        "batch_size": 64,
+        "batch_size": 128,
         "model.attention_dropout_rate": 0.0,
         "model.scan_unroll": 12,
     },
