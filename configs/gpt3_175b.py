@@ -5,8 +5,8 @@ layers of 12,288 with 96 heads of 128, a context of 2,048, batches of 3.2 M toke
 learning rate of 0.6e-4, 300 B tokens. Half of its layers had sparse attention; here all
 is dense. Batches are as large from the first step. It has not been trained.
 
-It is meant for 512 chips of v5p, or 4,096, and has not been planned; `mesh.fsdp` takes
-what `mesh.tensor` leaves:
+It is meant for 512 chips of v5p, or 4,096 (see experiments/tpu/plans.md); `mesh.fsdp`
+takes what `mesh.tensor` leaves:
 
     python -m tools.train_tokenizer --source=tfds:c4/en --kind=byte_bpe \\
         --vocab-size=50257 --max-texts=1000000 --output=data/tokenizers/gpt2

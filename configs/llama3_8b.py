@@ -7,8 +7,8 @@ batches are 4 M tokens from the first step, and 15 T tokens would be 3.6 M steps
 number below is what Hoffmann et al. (2022), https://arxiv.org/abs/2203.15556, give a
 model of this size, 20 tokens a parameter. It has not been trained.
 
-It is meant for 64 chips of v6e (see experiments/tpu/plans.md) or v5p, for which it has
-no plan, split by `mesh.fsdp` alone:
+It is meant for 64 chips of v6e or v5p (see experiments/tpu/plans.md), split by
+`mesh.fsdp` alone:
 
     python -m tools.train_tokenizer --source=tfds:c4/en --kind=byte_bpe \\
         --vocab-size=128256 --max-texts=1000000 --output=data/tokenizers/llama3

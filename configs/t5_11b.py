@@ -6,8 +6,8 @@ a million steps of 2,048 rows of 512 tokens. It is version 1.0: MLPs of ReLUs an
 embedding that is the head too; there are no dropout and no supervised tasks in the
 mixture here. It has not been trained.
 
-It is meant for 64 chips of v5p, 16 parts of `mesh.fsdp` by 4 of `mesh.tensor`. Its
-training step compiles for them, but cannot be read back, so it has no plan:
+It is meant for 64 chips of v5p (see experiments/tpu/plans.md), 16 parts of `mesh.fsdp`
+by 4 of `mesh.tensor`:
 
     python -m tools.train_tokenizer --source=tfds:c4/en --kind=unigram \\
         --vocab-size=32100 --sentinels=100 --max-texts=1000000 \\
