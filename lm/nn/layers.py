@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lm.nn.platform import platform
 from lm.sharding import constrain, parts
 from lm.types import Array
 
@@ -77,15 +78,18 @@ class Einsum(nn.Module):
         # arithmetic. XLA left alone would send parts around between parts of a matmul,
         # each of which reads and writes the whole result again.
         gathered = [None if axis == "embed" else axis for axis in self.axes]
-        # One matmul of two axes: XLA has no faster form for any of our shapes. But what
-        # devices share along two axes would have to be gathered before they are one.
+        # One matmul of two axes: XLA has no faster form for any of our shapes. But on a
+        # TPU it would copy from one layout into another, and what devices share along
+        # two axes would have to be gathered before they are one.
+        apart = platform() == "tpu" or parts("length") > 1
         leading = x.shape[: x.ndim - len(self.in_shape)]
-        rows = (-1,) if parts("length") == 1 else leading
 
         def project(x: Array, kernel: Array) -> Array:
             kernel = constrain(kernel.astype(self.dtype), *gathered)
-            x = x.astype(self.dtype).reshape(*rows, fan_in)
-            return x @ kernel.reshape(fan_in, -1)
+            x = x.astype(self.dtype)
+            if apart:
+                return jnp.tensordot(x, kernel, len(self.in_shape))
+            return x.reshape(-1, fan_in) @ kernel.reshape(fan_in, -1)
 
         if parts("embed") > 1:  # gathered again for the backward pass, and not kept
             project = jax.checkpoint(project, prevent_cse=False)
@@ -93,7 +97,8 @@ class Einsum(nn.Module):
         if self.use_bias:
             axes = self.axes[len(self.in_shape) :]
             bias = declare(self, "bias", nn.initializers.zeros, axes, self.out_shape)
-            y += bias.astype(self.dtype).reshape(*[1] * len(rows), -1)
+            rows = len(leading) if apart else 1
+            y += bias.astype(self.dtype).reshape(*[1] * rows, *y.shape[rows:])
         return y.reshape(*leading, *self.out_shape)
 
 

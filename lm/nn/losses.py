@@ -15,7 +15,7 @@ from lm.nn.platform import platform
 from lm.types import Array
 
 # Logits of one chunk: 16 MiB on a CPU, over all its devices, which share small caches,
-# and 512 MiB on each device where matmuls are only fast if they are large.
+# and 512 MiB or more on each device where matmuls are only fast if they are large.
 CHUNK_ELEMENTS = 1 << 22
 ACCELERATOR_CHUNK_ELEMENTS = 1 << 27
 
@@ -128,7 +128,10 @@ def _scan(states, kernel, bias, targets, weights, softcap, z_loss, differentiate
     parts = parts if B % parts == 0 else 1
     elements = CHUNK_ELEMENTS
     if platform() != "cpu":
-        elements = ACCELERATOR_CHUNK_ELEMENTS * max(1, mesh.size)
+        # Each chunk reads and writes the kernel's gradient, so a large one asks for
+        # large chunks: of D / 2 tokens, whose logits take half of its memory.
+        half = kernel.size // sharding.parts("vocab") // 2
+        elements = max(ACCELERATOR_CHUNK_ELEMENTS, half) * max(1, mesh.size)
     count = max(1, min(T, -(-B * T * V // elements)))
     # Without a rest where there is such a number, as of powers of two.
     count = next((n for n in range(count, 2 * count) if T % n == 0), count)
