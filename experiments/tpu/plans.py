@@ -5,7 +5,7 @@
 
 Each row is `python -m tools.plan --config=configs/NAME.py --topology=…` with the
 overrides beside it. The table is `plans.md` here, and `plans.json` has all that the
-planner said. Rows that are not asked for stay as they are. Those of v5p need jax from
+planner said. Rows that are not asked for stay as they are. Some of v5p need jax from
 0.12 on, and so Python 3.12.
 """
 
