@@ -10,54 +10,91 @@ what the host needs besides, and what compiling took.
 
 import argparse
 import gc
+import json
 import os
 import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from lm import xla_flags
+from lm import cli, xla_flags
+from lm.config import check_range
+from lm.types import UserError
 
 PHASES = ("make", "restore")
 
+parser = cli.make_parser(__doc__)
+parser.add_argument("--emb-dim", type=int, default=1024, help="D of a GPT")
+parser.add_argument("--devices", type=int, default=8, help="of each process")
+parser.add_argument("--processes", type=int, default=1, help="hosts")
+parser.add_argument("--phase", choices=PHASES, help=argparse.SUPPRESS)
+parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+parser.add_argument("--port", help=argparse.SUPPRESS)
+parser.add_argument("--index", type=int, help=argparse.SUPPRESS)
 
-def main() -> None:
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
     """Runs each phase in processes of its own."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--emb-dim", type=int, default=1024, help="D of a GPT")
-    parser.add_argument("--devices", type=int, default=8, help="of each process")
-    parser.add_argument("--processes", type=int, default=1, help="hosts")
-    parser.add_argument("--phase", choices=PHASES, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--port", help=argparse.SUPPRESS)
-    parser.add_argument("--index", type=int, help=argparse.SUPPRESS)
-    args = parser.parse_args()
     if args.phase:
-        measure(args)
-        return
+        return measure(args)
+    for name in ("emb_dim", "devices", "processes"):
+        check_range(f"--{name.replace('_', '-')}", getattr(args, name), 1)
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for phase in PHASES:
+            for index, peaks in enumerate(run(args, phase, folder)):
+                print(f"host {index}: {line(peaks)}", flush=True)
+                rows.setdefault(index, {}).update(peaks)
+    return {"hosts": list(rows.values())}
+
+
+def run(args: argparse.Namespace, phase: str, folder: str) -> list[dict[str, Any]]:
+    """Returns what one phase took of each process.
+
+    Raises:
+        UserError: If one failed.
+    """
     flags = f"--xla_force_host_platform_device_count={args.devices}"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     xla_flags.apply(environment, "cpu", args.devices * args.processes)
-    command = [sys.executable, "-m", "experiments.benchmarks.host_memory"]
-    with tempfile.TemporaryDirectory() as folder:
-        for phase in PHASES:
-            with socket.create_server(("127.0.0.1", 0)) as server:
-                port = server.getsockname()[1]
-            own = [f"--phase={phase}", f"--folder={folder}", f"--port={port}"]
-            started = [
-                subprocess.Popen(
-                    [*command, *sys.argv[1:], *own, f"--index={index}"], env=environment
-                )
-                for index in range(args.processes)
-            ]
-            statuses = [process.wait() for process in started]
-            if any(statuses):
-                sys.exit(f"error: a process that should {phase} the state failed")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    command = [sys.executable, "-m", "experiments.benchmarks.host_memory", "--json"]
+    command += [f"--emb-dim={args.emb_dim}", f"--devices={args.devices}"]
+    command += [f"--processes={args.processes}", f"--phase={phase}"]
+    command += [f"--folder={folder}", f"--port={port}"]
+    started = [
+        subprocess.Popen(
+            [*command, f"--index={index}"],
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for index in range(args.processes)
+    ]
+    said = [process.communicate() for process in started]
+    for process, (_, errors) in zip(started, said):
+        if process.returncode:
+            last = errors.strip().rpartition("\n")[2].removeprefix("error: ")
+            raise UserError(f"a process that should {phase} the state failed: {last}")
+    return [json.loads(out.strip().rpartition("\n")[2]) for out, _ in said]
 
 
-def measure(args: argparse.Namespace) -> None:
-    """Prints what one phase took of this process at its peak."""
+def line(peaks: dict[str, Any]) -> str:
+    """Returns what is said of one process."""
+    total = peaks["state_bytes"]
+    return f"{total / 1e6:,.0f} MB of state; more at the peak: " + ", ".join(
+        f"{name} {more / 1e6:,.0f} MB ({more / total:.2f} states)"
+        for name, more in peaks.items()
+        if name != "state_bytes"
+    )
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the bytes of the state, and what a phase took of this process."""
     import jax
 
     if args.processes > 1:
@@ -81,33 +118,26 @@ def measure(args: argparse.Namespace) -> None:
         mesh=sharding.MeshConfig(data=1, fsdp=-1),
         batch_size=jax.device_count(),
     )
-    run = build(config, tokenizers.train("bytes", []))
-    total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(run.abstract))
+    built = build(config, tokenizers.train("bytes", []))
+    total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(built.abstract))
     checkpoints = Checkpoints(args.folder, CheckpointConfig())
 
-    def show(name: str, before: int) -> None:
-        more = peak() - before
-        print(
-            f"host {args.index}: {name:8}{total / 1e6:8.0f} MB of state"
-            f"{more / 1e6:8.0f} MB more at the peak, {more / total:.2f} states",
-            flush=True,
-        )
-
-    with sharding.use(run.mesh, config.mesh):
+    peaks: dict[str, Any] = {"state_bytes": total}
+    with sharding.use(built.mesh, config.mesh):
         if args.phase == "restore":
             before = now()
-            state = checkpoints.restore(run.abstract)
-            jax.block_until_ready(state)
-            show("restore", before)
+            jax.block_until_ready(checkpoints.restore(built.abstract))
+            peaks["restore"] = peak() - before
         else:
-            jax.eval_shape(run.init)
+            jax.eval_shape(built.init)
             before = now()
-            state = jax.block_until_ready(run.init())
-            show("make", before)
+            state = jax.block_until_ready(built.init())
+            peaks["make"] = peak() - before
             checkpoints.save(1, state, {"row": 0}, {})
             checkpoints.wait()
-            show("save", before)
+            peaks["save"] = peak() - before
     checkpoints.close()
+    return peaks
 
 
 def now() -> int:
@@ -130,4 +160,4 @@ def _status(name: str) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, parser)

@@ -241,7 +241,7 @@ def program_text(compiled: Any, chip: Chip) -> str:
     """Returns the compiled program as text.
 
     Raises:
-        UserError: If jaxlib is older than what libtpu makes, as 0.10.2 for v5p.
+        UserError: If jaxlib is too old for it, as 0.10.2 is for some of v5p.
     """
     try:
         return compiled.as_text()
