@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.nn.layers import Embed, gelu, standardise
+from lm.nn import layers
+from lm.nn.layers import Einsum, Embed, gelu, standardise
 
 
 def test_gradients_of_a_frequent_token_add_up_in_float32():
@@ -38,3 +39,19 @@ def test_a_row_of_equal_numbers_has_a_finite_norm_and_gradient():
     out, pull = jax.vjp(lambda x: standardise(x, "layer", 1e-12), x)
     assert jnp.abs(out).max() < 1
     assert jnp.isfinite(pull(jnp.ones_like(out))[0]).all()
+
+
+@pytest.mark.parametrize("in_shape, out_shape", [((6,), (2, 3)), ((2, 3), (6,))])
+def test_a_projection_is_the_same_on_a_tpu(monkeypatch, in_shape, out_shape):
+    axes = ("embed",) * len(in_shape) + (None,) * len(out_shape)
+    project = Einsum(in_shape, out_shape, axes, use_bias=True)
+    x = jax.random.normal(jax.random.key(0), (4, 5, *in_shape))
+    params = project.init(jax.random.key(1), x)
+    params = jax.tree.map(
+        lambda leaf: leaf + jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), params
+    )
+    expected = project.apply(params, x)
+    monkeypatch.setattr(layers, "platform", lambda: "tpu")
+    out = project.apply(params, x)
+    assert out.shape == (4, 5, *out_shape)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)

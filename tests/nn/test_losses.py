@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +76,22 @@ def test_logits_never_exist_at_once():
     compiled = jax.jit(jax.grad(loss, (0, 1))).lower(states, kernel).compile()
     whole = 4 * 512 * 32_768 * 4
     assert compiled.memory_analysis().temp_size_in_bytes < whole / 2
+
+
+@pytest.mark.parametrize("least, chunks", [(1, 4), (512 * 32, 2), (1 << 27, 1)])
+def test_an_accelerator_has_chunks_of_half_the_kernel_or_more(
+    monkeypatch, least, chunks
+):
+    monkeypatch.setattr(losses, "platform", lambda: "tpu")
+    monkeypatch.setattr(losses, "ACCELERATOR_CHUNK_ELEMENTS", least)
+    states, kernel = jnp.zeros((1, 64, 32)), jnp.zeros((512, 32))
+    targets = weights = jnp.zeros((1, 64), jnp.int32)
+
+    def loss(states, kernel):
+        return cross_entropy(Logits(states, kernel), targets, weights).objective
+
+    lengths = re.findall(r"length=(\d+)", str(jax.make_jaxpr(loss)(states, kernel)))
+    assert lengths == ([str(chunks)] if chunks > 1 else [])
 
 
 def test_a_weight_of_zero_excludes_a_token():
