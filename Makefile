@@ -49,13 +49,15 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The peers have an environment of their own.
+# The peers have an environment of their own. transformers reads tokenizers with
+# sentencepiece and protobuf, and fills chat templates with jinja2.
 bench: install .venv-bench/.installed
 	$(BIN)/python -m experiments.benchmarks.train_step
 
 .venv-bench/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 'transformers>=5.20' gensim==4.4.0
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check \
+	  torch==2.13.0 'transformers>=5.20' sentencepiece protobuf jinja2 gensim==4.4.0
 	@touch $@
 
 # MaxText has jax 0.11.1 and Python 3.12: make .venv-maxtext/.installed MAXTEXT_PYTHON=…
