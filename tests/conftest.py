@@ -8,6 +8,7 @@ import sys
 import tempfile
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before JAX loads. Tiny models compile for longer than they run; a mesh has devices.
 # `lm.xla_flags` says why not the concurrent scheduler. The older emitters compile in
@@ -30,6 +31,12 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # There is a worker for each core, and threads that wait for each other spin.
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "1")
+
+# How long an example takes is the machine's, and no test's.
+settings.register_profile(
+    "shared", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("shared")
 
 # It takes PyTorch; `make test-oracle` names its files.
 collect_ignore = ["oracle"]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -125,14 +125,12 @@ def kept(row):
     return set(np.flatnonzero(np.isfinite(row[0])).tolist())
 
 
-@settings(deadline=None)
 @given(scores, st.integers(1, 12))
 def test_top_k_keeps_the_k_highest(row, k):
     expected = set(np.argsort(-row[0])[:k].tolist())
     assert kept(keep_top_k(row, k)) == expected
 
 
-@settings(deadline=None)
 @given(scores, st.floats(0.01, 0.99))
 def test_top_p_keeps_the_fewest_that_reach_p(row, p):
     probs = np.asarray(jax.nn.softmax(row[0].astype(np.float64)))
@@ -143,7 +141,6 @@ def test_top_p_keeps_the_fewest_that_reach_p(row, p):
         assert kept(keep_top_p(row, p)) == expected
 
 
-@settings(deadline=None)
 @given(scores, st.floats(0.01, 0.99))
 def test_min_p_keeps_a_share_of_the_highest(row, p):
     probs = np.exp(row[0] - row[0].max())

@@ -79,7 +79,7 @@ FILES = ["store.json", "tokens.values", "tokens.offsets", "label.values"]
 FLIP = st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 7))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.sampled_from(FILES), FLIP | st.sampled_from(["cut", "gone"]))
 @example("store.json", "cut")
 @example("tokens.values", "gone")

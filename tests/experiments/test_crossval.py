@@ -113,7 +113,7 @@ def data(draw):
     return labels, np.unique(groups, return_inverse=True)[1], number
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(data(), st.booleans(), st.integers(0, 2**31 - 1))
 def test_the_laws_of_folds(data, stratified, seed):
     labels, groups, number = data

@@ -6,7 +6,7 @@ import math
 import re
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -182,7 +182,7 @@ plain = st.one_of(
 
 
 # The first text of a fresh checkout takes Hypothesis seconds on a busy machine.
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(
     st.lists(
         st.tuples(st.dictionaries(st.sampled_from("abc"), plain), values), max_size=5

@@ -199,7 +199,6 @@ def test_the_seed_is_taken_apart():
 # The text form.
 
 
-@settings(deadline=None)
 @given(
     tables(KEYS[:2], values | awkward),
     tables(KEYS[2:], values | awkward),
@@ -298,7 +297,7 @@ TYPES = {
 }
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.data())
 def test_flags_give_the_same_value_back(data):
     """lm.train has what the sweep says it has."""
@@ -315,7 +314,7 @@ def test_flags_give_the_same_value_back(data):
     assert repr(at(config, key)) == repr(row[key])
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.data())
 def test_typed_values_are_those_of_overrides(data):
     """A text means what the same text means to lm.train."""

@@ -2,7 +2,7 @@
 
 import jax
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lm.nn.rows import close_up, cloze, drop_tokens
@@ -17,7 +17,6 @@ def real(rows, segments):
     return [row[seen > 0].tolist() for row, seen in zip(np.array(rows), segments)]
 
 
-@settings(deadline=None)  # the first compiles
 @given(st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1))
 def test_closing_up_keeps_the_order(kept):
     segments = np.array(kept, np.int32)
@@ -26,7 +25,6 @@ def test_closing_up_keeps_the_order(kept):
     assert real(*close_up(rows, segments)) == expected
 
 
-@settings(deadline=None)  # the first compiles
 @given(st.integers(0, 99), st.floats(0, 1))
 def test_dropped_tokens_are_some_of_a_row_and_never_the_first(seed, rate):
     found = real(*drop_tokens(ROWS, SEGMENTS, jax.random.key(seed), rate))
@@ -41,7 +39,6 @@ def test_the_share_of_dropped_tokens_is_the_rate():
     assert 0.28 < 1 - (segments.sum() - 100) / 100**2 < 0.32
 
 
-@settings(deadline=None)  # the first compiles
 @given(st.integers(0, 999), st.integers(3, 8))
 def test_a_cloze_is_a_span_of_its_text_between_its_marks(seed, length):
     texts, queries = cloze(ROWS, SEGMENTS, jax.random.key(seed), length)

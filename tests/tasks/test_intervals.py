@@ -19,7 +19,7 @@ def mean_of(values):
     return lambda numbers: {"accuracy": values[numbers].mean()}
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.booleans(), min_size=1, max_size=50))
 def test_interval_has_the_point_in_it(is_right):
     found = intervals.bootstrap(mean_of(is_right), len(is_right), samples=300)

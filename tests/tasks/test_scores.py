@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from sklearn import metrics
@@ -68,7 +68,6 @@ def test_averages_by_hand():
     assert none == dict.fromkeys(found, 0)
 
 
-@settings(deadline=None)
 @given(classified())
 def test_perfect_classes(case):
     gold, probabilities = case
@@ -80,7 +79,6 @@ def test_perfect_classes(case):
     assert ("auc" in found) == ("mcc" in found) == (len(set(gold.tolist())) > 1)
 
 
-@settings(deadline=None)
 @given(classified(), st.randoms())
 def test_names_of_classes_do_not_matter(case, random):
     gold, probabilities = case
@@ -95,7 +93,6 @@ def test_names_of_classes_do_not_matter(case, random):
     assert after == pytest.approx(before)
 
 
-@settings(deadline=None)
 @given(classified([3]))
 def test_auc_is_scikit_learns_where_that_has_one(case):
     gold, probabilities = case
@@ -130,7 +127,6 @@ def test_ece_of_well_and_badly_calibrated_predictions():
     assert scores.classification(coin, probabilities, NAMES[:2])["ece"] > 0.2
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=1))
 def test_calibration_counts_each_once(pairs):
     is_right, confidence = map(np.array, zip(*pairs))
@@ -166,7 +162,6 @@ def test_multilabel_by_hand():
     assert strict["accuracy"] == 0.75
 
 
-@settings(deadline=None)
 @given(several())
 def test_perfect_labels(case):
     gold, _ = case
@@ -179,7 +174,6 @@ def test_perfect_labels(case):
         assert "average_precision" not in found
 
 
-@settings(deadline=None)
 @given(several(), st.floats(0, 1))
 def test_best_thresholds_have_the_best_f1(case, other):
     gold, probabilities = case
@@ -235,7 +229,6 @@ def test_regression_without_variance(gold, predicted, names):
     assert set(scores.regression(np.array(gold), np.array(predicted))) == names
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1))
 def test_perfect_numbers(numbers):
     found = scores.regression(np.array(numbers), np.array(numbers))
@@ -251,7 +244,6 @@ def test_ranking_by_hand():
     assert found["mrr"] == pytest.approx((1 + 1 / 2 + 1 / 7 + 1 / 11) / 4)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 6), st.integers(2, 15), st.randoms())
 def test_ndcg_is_scikit_learns(n, documents, random):
     rows = [random.sample(range(documents), documents) for _ in range(n)]

@@ -143,7 +143,7 @@ def test_a_tag_that_training_never_saw_is_named():
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @given(words=st.lists(st.text("catsond.,éX中🙂", min_size=1, max_size=6), max_size=6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_words_are_encoded_as_inside_their_text(kind, words):
     tokenizer = TOKENIZERS[kind]
     (found,) = make(tokenizer=tokenizer).encode_inputs([{"words": words}])
@@ -347,7 +347,7 @@ ODD = st.text(max_size=40)
 
 
 @given(st.one_of(st.builds(lambda t: {"text": t}, ODD), st.lists(ODD, max_size=5)))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_predicting_takes_any_text(odd):
     example = odd if isinstance(odd, dict) else {"text": "", "words": odd}
     for kind, tokenizer in TOKENIZERS.items():

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sacrebleu.metrics import BLEU, CHRF
 from seqeval import metrics as seqeval
@@ -42,7 +42,6 @@ def test_tagging_by_hand():
     assert next(iter(found)) == "f1_micro"
 
 
-@settings(deadline=None)
 @given(tagged())
 def test_tagging_is_seqevals(pair):
     gold, predicted = pair
@@ -59,7 +58,6 @@ def test_tagging_is_seqevals(pair):
             assert found[f"{name}_{average}"] == pytest.approx(expected)
 
 
-@settings(deadline=None)
 @given(tagged())
 def test_perfect_tags(pair):
     gold, _ = pair
@@ -148,7 +146,6 @@ def test_squad(gold, predicted, f1, exact):
     assert found == pytest.approx({"f1": f1, "exact_match": exact})
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=5))
 def test_translation_is_sacrebleus(pairs):
     references, hypotheses = (list(side) for side in zip(*pairs))

@@ -2,7 +2,7 @@ import dataclasses
 import unicodedata
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lm.text import cleaning
@@ -24,14 +24,12 @@ GERMAN = "Der Fluss entspringt in den Bergen über der Stadt und fließt ins Mee
 anything = st.text(st.characters(codec=None, categories=None))
 
 
-@settings(deadline=None)
 @given(anything)
 def test_normalise_is_idempotent(text):
     once = cleaning.normalise(text)
     assert cleaning.normalise(once) == once
 
 
-@settings(deadline=None)
 @given(anything)
 def test_normal_text_has_one_form(text):
     normal = cleaning.normalise(text)
@@ -42,7 +40,6 @@ def test_normal_text_has_one_form(text):
     assert not kinds & {"Cc", "Cs", "Zl", "Zp"}
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_composed_and_decomposed_are_one(text):
     composed = unicodedata.normalize("NFC", text)
@@ -108,7 +105,6 @@ def test_html_may_be_broken():
     assert cleaning.strip_html("") == ""
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_without_punctuation(text):
     left = cleaning.remove_punctuation(text)
@@ -121,7 +117,6 @@ def test_punctuation_is_not_vowel_signs():
     assert cleaning.remove_punctuation("हिन्दी, भाषा।") == "हिन्दी भाषा"
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from([*sorted(cleaning.STOP_WORDS), "river", "mill's"])))
 def test_without_stop_words(words):
     text = " ".join(words)
@@ -190,7 +185,6 @@ def test_all_steps_come_in_order():
     assert "café owner lives" in cleaned.text
 
 
-@settings(deadline=None)
 @given(anything, st.booleans())
 def test_clean_takes_anything(text, flag):
     config = CleanConfig(

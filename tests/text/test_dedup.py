@@ -4,7 +4,7 @@ import sys
 import tracemalloc
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lm.text import dedup
@@ -34,7 +34,6 @@ def jaccard(a, b):
     return len(a & b) / len(a | b)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 79))
 def test_one_changed_word_is_a_near_duplicate(seed, place):
     words = document(seed)
@@ -44,7 +43,6 @@ def test_one_changed_word_is_a_near_duplicate(seed, place):
     assert kept(texts) == [True, False]
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0), unique=True, max_size=20))
 def test_unrelated_documents_are_kept(seeds):
     assert all(kept([" ".join(document(seed)) for seed in seeds]))
@@ -63,7 +61,6 @@ def test_chinese():
     assert kept(texts) == [True, True, False, False]
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 6), max_size=30))
 def test_the_first_of_equals_is_kept(seeds):
     texts = [" ".join(document(seed)) for seed in seeds]

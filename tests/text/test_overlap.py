@@ -77,7 +77,7 @@ def test_punctuation_makes_a_difference():
     assert near == (0, "near", 1.0, 0, text)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.sampled_from([0.5, 0.7, 0.8, 0.9, 1.0]))
 def test_what_is_near_is_as_similar_as_is_said(seed, threshold):
     train = [document(seed + n // 4) for n in range(20)]

@@ -71,7 +71,7 @@ def test_only_lossy_kinds_say_so(trained):
     ]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(text=TEXTS)
 def test_lossless_kinds_give_text_back_and_count_it(trained, text):
     for kind in LOSSLESS:
@@ -83,7 +83,7 @@ def test_lossless_kinds_give_text_back_and_count_it(trained, text):
         assert tokenizer.num_chars[ids].sum() == len(text)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(text=TEXTS)
 def test_no_mark_comes_out_of_text(trained, text):
     for tokenizer in trained.values():

@@ -167,7 +167,7 @@ def test_single_file_round_trip(tmp_path):
         assert opened.metadata() == {"format": "pt"}
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     sizes=st.lists(st.integers(0, 12), min_size=1, max_size=8),
     limit=st.integers(1, 40),
@@ -296,7 +296,7 @@ def test_pickle_gets_what_state_dicts_need_alone(tmp_path, name):
     refusal(torch_zip(tmp_path / "model.bin", pickled), "which is not run")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_damaged_pickle_is_refused_or_read(tmp_path_factory, data):
     """Whatever byte is changed, there is a checkpoint or one line of refusal."""

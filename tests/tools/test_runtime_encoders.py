@@ -177,7 +177,7 @@ def test_text_has_the_same_tokens_and_places(both, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(text=TEXTS, ids=st.lists(st.integers(-2, 500)))
 def test_any_text_and_any_ids(both, kind, text, ids):
     pair = both(kind)
@@ -425,7 +425,7 @@ def test_mistakes_are_named(both, name, fields, message):
     assert "\n" not in str(caught.value)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(tags=st.lists(st.sampled_from(BIOES)))
 def test_entities_are_found_as_they_are_scored(tags):
     assert encoders._entities(tags) == text_scores.entities(tags, "bioes")
