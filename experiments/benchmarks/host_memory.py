@@ -12,13 +12,13 @@ import argparse
 import gc
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from experiments.benchmarks.processes import free_port
 from lm import cli, xla_flags
 from lm.config import check_range
 from lm.types import UserError
@@ -59,12 +59,10 @@ def run(args: argparse.Namespace, phase: str, folder: str) -> list[dict[str, Any
     flags = f"--xla_force_host_platform_device_count={args.devices}"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     xla_flags.apply(environment, "cpu", args.devices * args.processes)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
     command = [sys.executable, "-m", "experiments.benchmarks.host_memory", "--json"]
     command += [f"--emb-dim={args.emb_dim}", f"--devices={args.devices}"]
     command += [f"--processes={args.processes}", f"--phase={phase}"]
-    command += [f"--folder={folder}", f"--port={port}"]
+    command += [f"--folder={folder}", f"--port={free_port()}"]
     started = [
         subprocess.Popen(
             [*command, f"--index={index}"],

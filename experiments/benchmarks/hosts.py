@@ -14,7 +14,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.benchmarks.processes import free_port
 from lm import cli
 from lm.data.pipeline import DataConfig
 from lm.models import gpt
@@ -67,8 +67,6 @@ class Bench:
     def launch(self, module: str, workdir: Path, count: int, *flags: str) -> list:
         """Starts `count` processes of a command, or one with all of the devices."""
         devices = self.args.devices if count > 1 else self.args.devices * 2
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
         env = os.environ | {
             # Compiling is most of what tiny runs do.
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
@@ -76,7 +74,7 @@ class Bench:
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
-        several = [f"--coordinator=127.0.0.1:{port}", f"--num-processes={count}"]
+        several = [f"--coordinator=127.0.0.1:{free_port()}", f"--num-processes={count}"]
         several += [f"--heartbeat-timeout={self.args.heartbeat_timeout}"]
         several += ["--start-timeout=300"]
         started = []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,12 @@ from typing import Any
 
 from lm.train.report import read_log
 from lm.types import UserError
+
+
+def free_port() -> int:
+    """Returns a port of this machine that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def run(command: list[str], env: Mapping[str, str] | None = None) -> str:
