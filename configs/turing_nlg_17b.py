@@ -8,8 +8,8 @@ are LayerNorms, and biases are everywhere; AdamW is as Megatron-LM's (Shoeybi et
 https://arxiv.org/abs/1909.08053). It has not been trained.
 
 4,256 is 2^5 · 7 · 19, so `mesh.fsdp` is 32 at most (or 7 times a power of 2), and 28
-heads ask for a `mesh.tensor` of 2, 4, 7, 14 or 28. It is meant for 64 chips of v5e or v5p
-(see experiments/tpu/plans.md); more of them are copies, `mesh.data`:
+heads ask for a `mesh.tensor` of 2, 4, 7, 14 or 28. It is meant for 64 chips of v5e or
+v5p (see experiments/tpu/plans.md); more of them are copies, `mesh.data`:
 
     python -m tools.train_tokenizer --source=tfds:c4/en --kind=byte_bpe \\
         --vocab-size=50257 --max-texts=1000000 --output=data/tokenizers/gpt2
