@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from experiments.benchmarks.processes import free_port
 from lm import cli, distributed, rendezvous
 from lm.types import UserError
 
@@ -21,8 +22,7 @@ def parse(*flags):
 
 @pytest.fixture
 def port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+    return free_port()
 
 
 FLAGS = ("--coordinator=h:1", "--num-processes=2", "--process-id=1")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.benchmarks.processes import free_port
 from lm.sharding import MeshConfig
 from lm.train.loop import train
 
@@ -52,8 +53,7 @@ def start(tmp_path):
             "def get_config():\n"
             f"    return to_config_dict(Config.of(json.loads({values!r})))\n"
         )
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
+        port = free_port()
         xla = os.environ["XLA_FLAGS"].replace("count=8", f"count={devices}")
         env = {"PYTHONPATH": str(Path.cwd()), "XLA_FLAGS": xla}
         for i in range(count):
