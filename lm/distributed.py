@@ -24,10 +24,12 @@ wrong:
 import argparse
 import atexit
 import contextlib
+import ctypes
 import json
 import os
 import re
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -58,18 +60,26 @@ _FOREVER_MS = 30 * 24 * 3600 * 1000
 # part of a step and by so many seconds.
 _SLOW_RATIO, _SLOW_PART, _SLOW_SECONDS = 2.0, 0.2, 0.05
 
-# Ends with the process that started it, a while later if that one did not say why.
+# Ends with the process that started it: if that one did not say why, when the others
+# have left, or after a while where the system does not tell that.
 _SERVICE = """
 import os, sys, time
 from jaxlib import _jax
 address, count, heartbeat, linger = sys.argv[1], *map(int, sys.argv[2:])
+def has_clients():
+    local = f":{int(address.rpartition(':')[2]):04X}"
+    files = filter(os.path.exists, ("/proc/net/tcp", "/proc/net/tcp6"))
+    rows = [row.split() for name in files for row in open(name)]
+    return not rows or any(row[1].endswith(local) and row[3] == "01" for row in rows)
 service = _jax.get_distributed_runtime_service(
     address, count, heartbeat_timeout=heartbeat, shutdown_timeout=heartbeat)
 print("ready", flush=True)
 if sys.stdin.read() == "done":
     service.shutdown()
 else:
-    time.sleep(linger)
+    end = time.monotonic() + linger
+    while time.monotonic() < end and has_clients():
+        time.sleep(0.2)
 os._exit(0)
 """
 
@@ -137,6 +147,7 @@ class Watch:
         self._beats = [""] * place.count
         self._ending = threading.Lock()
         self._stopped = threading.Event()
+        self._catch_abort()
         for work in (self._beat, self._judge):
             threading.Thread(target=work, daemon=True).start()
 
@@ -263,6 +274,26 @@ class Watch:
                 self._end_all(self._stall(now - self._marked))
             if self._closing and now > self._closing:
                 self._end_all("" if self._is_out else self._failure)
+
+    def _catch_abort(self) -> None:
+        """Says why where JAX aborts the process, as it does when its service is gone.
+
+        Python's own handlers run too late for that, and there is no other way to be
+        asked (jax 0.10.2, 0.12.0.1).
+        """
+
+        @ctypes.CFUNCTYPE(None, ctypes.c_int)
+        def explain(_: int) -> None:
+            try:
+                socket.create_connection(self.place.address, timeout=5).close()
+            except OSError:
+                self._end_all(
+                    f"{self.name(0)} is gone, or the coordination service beside it"
+                )
+
+        self._explain = explain  # C does not keep it
+        with contextlib.suppress(AttributeError, OSError, TypeError):
+            ctypes.CDLL(None).signal(int(signal.SIGABRT), explain)
 
     def _stall(self, seconds: float) -> str:
         """Says who holds up a step."""

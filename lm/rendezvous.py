@@ -54,7 +54,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     for name, seconds, text in (
         ("start-timeout", 50, "for all processes to come"),
-        ("heartbeat-timeout", 60, "of silence until a process is gone"),
+        ("heartbeat-timeout", 60, "of silence until one is gone; after errors 5"),
         ("step-timeout", 1800, "until a step, compiled or run, is given up"),
     ):
         group.add_argument(
@@ -87,7 +87,8 @@ def find_place(args: argparse.Namespace) -> Place | None:
         return _detect(args)
     if missing:
         raise UserError(
-            f"{' and '.join(set(given) - set(missing))} needs {' and '.join(missing)}"
+            f"{' and '.join(missing)} must go with "
+            f"{' and '.join(name for name in given if name not in missing)}"
         )
     count, index = args.num_processes, args.process_id
     check_range("--num-processes", count, 1)
@@ -97,7 +98,7 @@ def find_place(args: argparse.Namespace) -> Place | None:
             "from 0"
         )
     host, _, port = args.coordinator.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not host or "/" in host or not port.isdigit() or not 0 < int(port) < 65536:
         raise UserError(
             f"--coordinator={args.coordinator} is not HOST:PORT, for example "
             "10.0.0.1:8476"

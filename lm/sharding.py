@@ -7,7 +7,7 @@ replicated. Changing the parallelism changes the rules, never a model.
 
 import contextlib
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -84,9 +84,17 @@ def build_mesh(config: MeshConfig, devices: Sequence | None = None) -> Mesh:
 
     Raises:
         UserError: If the shape does not use exactly all devices, or `data` does not
-            divide over the slices; it proposes a shape that does.
+            divide over the slices; it proposes a shape that does. If processes have
+            different numbers of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
+    numbers = Counter(device.process_index for device in devices)
+    if len(set(numbers.values())) > 1:
+        (one, most), *_, (other, least) = numbers.most_common()
+        raise UserError(
+            f"process {one} has {most} devices and process {other} {least}; give all "
+            "equally many"
+        )
     # Nodes of GPUs have numbers too, and outer axes lie across them by their order.
     tpus = [d for d in devices if d.platform == "tpu"]
     # A topology of one slice does not number it.
@@ -112,6 +120,11 @@ def _mesh_shape(config: MeshConfig, devices: int, slices: int) -> tuple[int, ...
     """Returns the size of each axis, in the order of `MESH_AXES`."""
     asked = {axis: getattr(config, axis) for axis in MESH_AXES}
     free = [axis for axis, n in asked.items() if n == -1]
+    if len(free) > 1:
+        raise UserError(
+            f"mesh {_written(asked)}: only one axis may be -1, which takes the devices "
+            f"left; set mesh.{free[0]}=1"
+        )
     rest = devices // max(math.prod(n for n in asked.values() if n != -1), 1)
     sizes = {axis: rest if n == -1 else n for axis, n in asked.items()}
     fits = min(sizes.values()) > 0 and math.prod(sizes.values()) == devices

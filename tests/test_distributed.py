@@ -56,7 +56,7 @@ def test_slurm_says_which_process_this_is(monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (FLAGS[:1], "--coordinator needs --num-processes and --process-id"),
+        (FLAGS[:1], "--num-processes and --process-id must go with --coordinator"),
         ((*FLAGS[:2], "--process-id=2"), "=2 is not one of --num-processes=2; they co"),
         (("--coordinator=h", *FLAGS[1:]), "--coordinator=h is not HOST:PORT, for exam"),
         ((*FLAGS, "--step-timeout=0"), "--step-timeout must be at least 1 second"),

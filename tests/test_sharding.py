@@ -1,6 +1,7 @@
 """The mesh: what fits, what is proposed where nothing does, and who has which rows."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -61,7 +62,6 @@ def test_the_mesh_uses_all_devices(asked, shape):
         ({"fsdp": 16}, "data=1 x fsdp=8"),
         ({"tensor": 5, "data": 1}, "data=2 x tensor=4"),
         ({"data": 2, "fsdp": -1, "context": 3}, "data=2 x fsdp=1 x context=4"),
-        ({"data": -1, "fsdp": -1}, "data=8"),
         ({"data": 8, "tensor": 0}, "data=8"),
     ],
 )
@@ -76,6 +76,18 @@ def test_a_mesh_that_does_not_fit_is_told_one_that_does(asked, proposed):
     }
     shape = {axis: int(n) for axis, n in given.items()}
     assert build_mesh(MeshConfig(**shape), jax.devices()).size == 8  # pyright: ignore
+
+
+def test_one_axis_takes_the_devices_left():
+    with pytest.raises(UserError, match=r"only one axis may be -1.*set mesh.data=1$"):
+        build_mesh(MeshConfig(data=-1, fsdp=-1), jax.devices())
+
+
+def test_processes_with_different_numbers_of_devices_are_named():
+    devices = [SimpleNamespace(platform="cpu", process_index=i) for i in (0, 0, 0, 1)]
+    said = "process 0 has 3 devices and process 1 1; give all equally many"
+    with pytest.raises(UserError, match=said):
+        build_mesh(MeshConfig(), devices)
 
 
 def test_data_goes_across_slices():

@@ -9,6 +9,7 @@ end (SIGTERM), and begun again each time. What it computes again must be the bit
 it computed before, and its end that of a run that nothing happens to.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -27,6 +28,7 @@ import numpy as np
 
 from experiments.benchmarks.processes import free_port
 from lm import cli
+from lm.config import check_range
 from lm.data.pipeline import DataConfig
 from lm.models import gpt
 from lm.tasks import causal_lm
@@ -63,6 +65,7 @@ class Bench:
     folder: Path
     args: Namespace
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    started: list[subprocess.Popen] = dataclasses.field(default_factory=list)
 
     def launch(self, module: str, workdir: Path, count: int, *flags: str) -> list:
         """Starts `count` processes of a command, or one with all of the devices."""
@@ -88,7 +91,13 @@ class Bench:
                         [*command, *flags], stdout=stdout, stderr=stderr, env=env
                     )
                 )
+                self.started.append(started[-1])
         return started
+
+    def kill(self) -> None:
+        """Ends all that still runs."""
+        for process in self.started:
+            process.kill()
 
     def train(self, workdir: Path, count: int) -> list:
         """Starts training."""
@@ -239,9 +248,18 @@ def disturb(bench: Bench, count: int, whole: Path, rng: random.Random) -> None:
 
 def main(args: Namespace) -> dict[str, Any]:
     """Runs all, and prints a line for each."""
-    counts = [int(word) for word in args.processes.split(",")]
-    with tempfile.TemporaryDirectory(prefix="lm-hosts-") as name:
+    words = args.processes.split(",")
+    if not all(word.isdecimal() and int(word) > 1 for word in words):
+        raise UserError(f"--processes={args.processes} is not as 2,4, each from 2 on")
+    counts = [int(word) for word in words]
+    for flag, least in (("devices", 1), ("kills", 0), ("steps", 40)):
+        check_range(f"--{flag}", getattr(args, flag), least)
+    with (
+        tempfile.TemporaryDirectory(prefix="lm-hosts-") as name,
+        contextlib.ExitStack() as stack,
+    ):
         bench, rng = Bench(Path(name), args), random.Random(args.seed)
+        stack.callback(bench.kill)
         make_config(bench.folder, args.steps)
         alone = bench.folder / "alone"
         bench.wait(bench.train(alone, 1), [0])

@@ -66,7 +66,7 @@ run() {
 }
 
 # parse HELP FLAG…: reads the flags of a script, of which HELP is told and FLAGs known
-# beside those that all scripts have. What follows `--` goes to lm.train.
+# beside those that all scripts have. What follows `--`, if that is one, goes to lm.train.
 parse() {
   local help=$1 known=" --name --zone --project --slices --queued --dry-run --help "
   shift
@@ -80,6 +80,7 @@ parse() {
     word=$1
     shift
     if [ "$word" = -- ]; then
+      [[ $known == *" -- "* ]] || die "nothing comes after -- here; see --help" 2
       TRAIN_FLAGS=("$@")
       break
     fi
@@ -131,7 +132,7 @@ check() {
   [[ $NAME =~ ^[a-z]([a-z0-9-]{0,37}[a-z0-9])?$ ]] ||
     die "--name: '$NAME' must be small letters, digits and '-', at most 39, a letter first" 2
   [ -n "$ZONE" ] || die "in which zone? --zone=ZONE or \$ZONE" 2
-  [[ $ZONE =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]] || die "--zone: '$ZONE' is no zone, such as us-west4-a" 2
+  [[ $ZONE =~ ^[a-z]+-[a-z]+[0-9]+-[a-z0-9]+$ ]] || die "--zone: '$ZONE' is no zone, such as us-west4-a" 2
   [[ $SLICES =~ ^[1-9][0-9]{0,3}$ ]] || die "--slices: '$SLICES' is no number from 1 on" 2
   [[ $RUN =~ ^[A-Za-z0-9_-]+$ ]] || die "--run: '$RUN' must be letters, digits, '-' and '_'" 2
   # Only the queue hands out several slices at once.

@@ -16,7 +16,10 @@ parse "Puts the last commit of this checkout and what it needs on every worker.
 [[ -z $MOUNT || $MOUNT =~ ^[A-Za-z0-9.-]+:/[A-Za-z0-9_./-]*$ ]] ||
   die "--mount: '$MOUNT' is not HOST:/SHARE" 2
 
-archive=$(git -C "$here" rev-parse --show-toplevel)/.git
+archive=$(git -C "$here" rev-parse --show-toplevel 2>/dev/null)/.git ||
+  die "this is no checkout of git, of which the last commit is installed; clone the project"
+[ -z "$(git -C "$here/../.." status --porcelain)" ] ||
+  echo "# what is not committed (git status) is not installed"
 [ -d "$archive" ] || archive=${TMPDIR:-/tmp}
 archive=$archive/lm-$NAME.tar.gz
 run git -C "$here/../.." archive --format=tar.gz --output="$archive" HEAD

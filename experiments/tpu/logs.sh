@@ -18,6 +18,7 @@ parse "Shows whether a run goes on, and the end of its log, on every worker.
 [[ $WORKER =~ ^(all|[0-9]+)$ ]] || die "--worker: '$WORKER' is no number" 2
 [[ $LINES_SHOWN =~ ^[1-9][0-9]*$ ]] || die "--lines: '$LINES_SHOWN' is no number from 1 on" 2
 [ -z "$FOLLOW" ] || [ "$SLICES" = 1 ] || die "--follow is of one slice: --slices=1 --name=$NAME-0" 2
+[ -z "$FOLLOW" ] || [ -z "$OUTPUT" ] || die "--follow shows and --output saves; give one of them" 2
 
 log="$HOME_THERE/logs/$RUN.log"
 if [ -n "$OUTPUT" ]; then

@@ -15,7 +15,7 @@ Nothing happens where the run still goes on.
   --mount=HOST:/SHARE                      as of install.sh
   --run=RUN                                as of start.sh
   --watch             look every minute, until Ctrl-C or the run has ended" \
-  --type --runtime --spot --mount --run --watch :: "$@"
+  --type --runtime --spot --mount --run --watch -- :: "$@"
 
 [ -n "$TYPE" ] || die "of which type? --type=v5litepod-16, or \$ACCELERATOR_TYPE" 2
 [ ${#TRAIN_FLAGS[@]} -gt 0 ] || die "resume what? give lm.train's flags after --" 2
@@ -38,6 +38,12 @@ recreate() {
 start() {
   bash "$here/start.sh" ${DRY[@]+"${DRY[@]}"} -- "${TRAIN_FLAGS[@]}"
 }
+
+# A mistake ends it before anything is deleted or costs money.
+for script in create install; do
+  bash "$here/$script.sh" --dry-run >/dev/null
+done
+bash "$here/start.sh" --dry-run -- "${TRAIN_FLAGS[@]}" >/dev/null
 
 # how_it_goes: of the run on the first worker, which ends with any other: `runs`, `failed`,
 # `ended` where it did so on its own, `missing` where it was never started.

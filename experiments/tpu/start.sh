@@ -10,7 +10,7 @@ when you log out; each worker's log is ~/lm/logs/RUN.log.
   start.sh --name=NAME --zone=ZONE [--run=RUN] -- --config=… --workdir=shared/runs/…
 
   --run=RUN           what the run is called: 'train' if not given  [\$RUN]" \
-  --run :: "$@"
+  --run -- :: "$@"
 
 [ ${#TRAIN_FLAGS[@]} -gt 0 ] || die "train what? give lm.train's flags after --" 2
 workdir=

@@ -38,25 +38,33 @@ def resolve(config: Config, source: Config | None) -> Config:
             the source cannot serve.
     """
     if source is not None:
-        own, limit = _own(config), source.model.position_limit
-        if limit is None:
-            own["max_len"] = max(config.model.max_len, source.model.max_len)
-        elif getattr(config.task, "length", 0) > limit:
-            raise UserError(
-                f"task.length {config.task.length} exceeds the {limit} "
-                f"positions that the model of {config.init_from} learned; lower it"
-            )
-        config = dataclasses.replace(
-            config,
-            model=replace_known(source.model, **own),
-            data=dataclasses.replace(
-                config.data, tokenizer=str(Path(config.init_from) / "tokenizer")
-            ),
-        )
+        config = take_model(config, source)
     task = TASKS[config.task.name][1].resolve(
         config.task, _training_examples(config), config.data.bad_rows == "skip"
     )
     return dataclasses.replace(config, task=task)
+
+
+def take_model(config: Config, source: Config) -> Config:
+    """Gives a config the architecture and the tokenizer of its `init_from`.
+
+    Raises:
+        UserError: If that model has learned fewer positions than the task needs.
+    """
+    own, limit = _own(config), source.model.position_limit
+    if limit is None:
+        own["max_len"] = max(config.model.max_len, source.model.max_len)
+    elif getattr(config.task, "length", 0) > limit:
+        raise UserError(
+            f"task.length {config.task.length} exceeds the {limit} positions that the "
+            f"model of {config.init_from} learned; lower it"
+        )
+    tokenizer = str(Path(config.init_from) / "tokenizer")
+    return dataclasses.replace(
+        config,
+        model=replace_known(source.model, **own),
+        data=dataclasses.replace(config.data, tokenizer=tokenizer),
+    )
 
 
 def inherit(config: Config, before: Config) -> Config:

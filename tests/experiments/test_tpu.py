@@ -220,6 +220,20 @@ def test_resume_brings_back_what_is_gone(cloud, now, how, deletes, creates, star
         assert verbs.index("delete") < verbs.index("create") < verbs.index("scp")
 
 
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--type=v5e-16", "--", *TRAIN], "Cloud TPU writes v5litepod-16"),
+        (["--type=v4-8", "--", "--config=c.py", "--workdir=runs/x"], "own disk"),
+        (["--type=v4-8", "--mount=share", "--", *TRAIN], "is not HOST:/SHARE"),
+    ],
+)
+def test_a_mistake_ends_resume_before_anything_costs_money(cloud, words, said):
+    done, notes = cloud("resume", *PLACE, "--watch", *words, now="PREEMPTED")
+    refuses(done, said, 2)
+    assert not notes
+
+
 def test_resume_starts_nothing_on_a_tpu_that_could_not_be_had(cloud, tmp_path):
     tool = tmp_path / "bin/gcloud"
     tool.write_text(tool.read_text() + 'case "$*" in *create*) exit 1 ;; esac\n')
@@ -307,6 +321,8 @@ def refuses(done, said, status):
         ("logs", ["--worker=one"], "'one' is no number"),
         ("logs", ["--lines=0"], "'0' is no number"),
         ("logs", ["--follow", "--slices=2"], "--follow is of one slice"),
+        ("logs", ["--follow", "--output=logs"], "give one of them"),
+        ("create", ["--type=v4-8", "--", *TRAIN], "nothing comes after --"),
         ("resume", ["--type=v4-8"], "resume what?"),
     ],
 )

@@ -16,6 +16,7 @@ from lm import sharding
 from lm.config import load
 from lm.tasks import build_task
 from lm.train.config import Config
+from lm.train.workdir import as_json
 from lm.types import UserError
 from tools.plan import advice, measure, search
 from tools.plan.blank import BlankTokenizer, batch_shapes
@@ -109,7 +110,7 @@ def test_what_the_compiler_says_of_memory_is_read():
         ((), 81.4, 1.0, "set model.remat=full; or set grad_accum_steps=128"),
         (("--config.model.remat=full",), 81.4, 1.0, "set grad_accum_steps=128"),
         (("--config.mesh.fsdp=4",), 20.0, 14.0, "set mesh.fsdp=8; or take"),
-        (("--config.mesh.fsdp=16",), 20.0, 14.0, "take --topology=v5e:4x8"),
+        (("--config.mesh.fsdp=16",), 20.0, 14.0, "4x8, mesh.fsdp=-1 and mesh.data=1"),
     ],
 )
 def test_what_does_not_fit_is_one_line_with_what_should(overrides, needed, state, said):
@@ -117,7 +118,7 @@ def test_what_does_not_fit_is_one_line_with_what_should(overrides, needed, state
     config = dataclasses.replace(config, grad_accum_steps=16)
     error = NoRoomError(needed * GIB, 15.75 * GIB)
     target = Target(Slice.of("v5e:4x4"))
-    line = advice.no_room(config, target, error, state * GIB, 2)
+    line = advice.no_room("gpt_1_3b", config, target, error, state * GIB, 2)
     assert said in line and "\n" not in line
 
 
@@ -154,6 +155,17 @@ def test_labels_that_training_would_find_need_no_texts(monkeypatch):
     shapes = batch_shapes(run.config, run.task, run.mesh)
     assert shapes["label"].shape == (run.config.batch_size,)
     assert run.abstract.params["head"]["kernel"].shape[-1] == 2
+
+
+def test_the_model_of_init_from_is_planned(monkeypatch, tmp_path):
+    monkeypatch.setattr(measure, "devices", lambda *_: tuple(jax.devices()[:4]))
+    target = Target(Slice.of("v5e:2x2"))
+    config = config_of("gpt_tiny", f"--config.init_from={tmp_path}")
+    with pytest.raises(UserError, match=str(tmp_path)):
+        measure.build_run(config, target)
+    other = config_of("gpt_tiny", "--config.model.num_layers=2")
+    (tmp_path / "config.json").write_text(json.dumps(as_json(other)))
+    assert measure.build_run(config, target).config.model.num_layers == 2
 
 
 @pytest.mark.parametrize(
@@ -294,5 +306,5 @@ def test_a_model_that_cannot_fit_is_one_line_before_anything_is_compiled():
         "--config.model.num_layers=48",
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("error: gpt does not fit v5e:1x1")
+    assert done.stderr.startswith("error: gpt_1_3b does not fit v5e:1x1")
     assert "--topology=v5e:2x2" in done.stderr and done.stderr.count("\n") == 1

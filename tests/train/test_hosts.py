@@ -148,6 +148,23 @@ def test_a_run_whose_host_is_killed_or_asked_to_end_goes_on_bit_equal(
     assert (workdir / "checkpoints" / str(stopped) / "files.json").exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="finds a child in /proc")
+def test_the_end_of_process_0_with_its_coordination_service_is_said(
+    start, make_config, tmp_path
+):
+    workdir = tmp_path / "run"
+    processes = start(make_config(num_train_steps=10**5), workdir, 2, 1)
+    wait_for(3, workdir, processes)
+    first = processes[0].pid
+    children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+    for pid in (first, *map(int, children)):
+        os.kill(pid, signal.SIGKILL)
+    assert processes[1].wait(120) == 1
+    last = (tmp_path / "err1").read_text().splitlines()[-1]
+    said = f"error: process 0 ({socket.gethostname()}) is gone, or the coordination"
+    assert last.startswith(said) and last.endswith("; start all processes again")
+
+
 def test_a_host_with_another_config_ends_all(start, make_config, tmp_path):
     processes = start(
         make_config(), tmp_path / "run", 2, 1, flags=lambda i: [f"--config.seed={i}"]

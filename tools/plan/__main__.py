@@ -41,7 +41,6 @@ parser.add_argument(
 parser.add_argument(
     "--decode-rows",
     type=int,
-    default=-1,
     help="rows of the decode step; default: 1 for each part of a batch; 0: none",
 )
 parser.add_argument("--search", action="store_true", help="try what the run may vary")
@@ -58,6 +57,8 @@ def main(args: Namespace, overrides: list[str]) -> dict[str, Any]:
     part = Slice.of(args.topology)
     check_range("--num-slices", args.num_slices, 1)
     check_range("--trials", args.trials, 1)
+    if args.decode_rows is not None:
+        check_range("--decode-rows", args.decode_rows, 0)
     values = config_lib.load(args.config, overrides)
     prepare(part, args.num_slices)
     from lm.train.config import Config
@@ -74,7 +75,9 @@ def main(args: Namespace, overrides: list[str]) -> dict[str, Any]:
     return result
 
 
-def plan(name: str, config: Any, target: Any, decode_rows: int) -> dict[str, Any]:
+def plan(
+    name: str, config: Any, target: Any, decode_rows: int | None
+) -> dict[str, Any]:
     """Returns what the training step takes, and the decode step of what writes."""
     import jax
 
@@ -99,13 +102,14 @@ def plan(name: str, config: Any, target: Any, decode_rows: int) -> dict[str, Any
     }
     try:
         result["train"] = measure.train_step(run, target)
-        if hasattr(type(run.model), "prefill") and decode_rows:
-            rows = shards if decode_rows < 0 else decode_rows
+        if hasattr(type(run.model), "prefill") and decode_rows != 0:
+            rows = decode_rows or shards
             result["decode"] = measure.decode_step(
                 run, target, rows, config.model.max_len
             )
     except measure.NoRoomError as error:
-        raise UserError(advice.no_room(config, target, error, state, shards)) from error
+        line = advice.no_room(name, config, target, error, state, shards)
+        raise UserError(line) from error
     result["fits"] = all(step["free"] >= 0 for step in _steps(result))
     return result
 
@@ -122,7 +126,8 @@ def show(result: dict[str, Any]) -> None:
     print(
         f"{result['config']} on {result['topology']}{slices}, {result['chips']} chips, "
         f"mesh {mesh}, {train['rows']} rows ({train['rows_per_device']:g} a device, "
-        f"{result['grad_accum_steps']} parts), remat {result['remat'] or 'none'}"
+        f"grad_accum_steps {result['grad_accum_steps']}), remat "
+        f"{result['remat'] or 'none'}"
     )
     print(f"fits: {'yes' if result['fits'] else 'no'}")
     _show_step("training step", train)
@@ -139,8 +144,8 @@ def show(result: dict[str, Any]) -> None:
     if peak:
         print(
             f"  MFU, compiler estimate, upper bound: {train['mfu_bound']:.1%} with all "
-            f"collectives hidden, {train['mfu_bound_in_turn']:.1%} with none; not a "
-            "measurement"
+            f"collectives hidden, {train['mfu_bound_in_turn']:.1%} with none hidden; "
+            "not a measurement"
         )
     if decode := result.get("decode"):
         _show_step(f"decode step, {decode['rows']} rows of {decode['length']}", decode)

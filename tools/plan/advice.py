@@ -11,11 +11,17 @@ from tools.plan.measure import NoRoomError, Target
 
 
 def no_room(
-    config: Config, target: Target, error: NoRoomError, state: float, shards: int
+    name: str,
+    config: Config,
+    target: Target,
+    error: NoRoomError,
+    state: float,
+    shards: int,
 ) -> str:
     """Returns one line: what does not fit, and the nearest that should.
 
     Args:
+        name: Of the config.
         config: Of the run.
         target: What it was compiled for.
         error: What the compiler said.
@@ -25,7 +31,7 @@ def no_room(
     cures = "; or ".join(list(_cures(config, target, error, state, shards))[:2])
     needed = "more" if math.isnan(error.needed) else f"{error.needed / GIB:,.2f} GiB"
     return (
-        f"{config.model.name} does not fit {target.part.name}: a chip has "
+        f"{name} does not fit {target.part.name}: a chip has "
         f"{error.limit / GIB:.2f} GiB, it takes {needed}, of which {state / GIB:,.2f} "
         f"GiB are parameters and optimizer; {cures}"
     )
@@ -52,7 +58,8 @@ def _cures(
         if sizes and config.model.emb_dim % sizes[0] == 0:
             yield f"set mesh.fsdp={sizes[0]}"
     if larger := target.chip.next_larger(target.part.shape):
-        yield f"take --topology={Slice(target.chip, larger).name} and mesh.fsdp=-1"
+        topology = Slice(target.chip, larger).name
+        yield f"take --topology={topology}, mesh.fsdp=-1 and mesh.data=1"
 
 
 def rows_fit(config: Config, shards: int) -> int:

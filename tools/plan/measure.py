@@ -1,9 +1,13 @@
 """Compiles a run's steps for a topology from shapes alone, and says what they take."""
 
+import contextlib
 import dataclasses
+import os
 import re
 import resource
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,9 +16,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from lm import decoding, sharding
 from lm.nn.transformer import TransformerConfig
-from lm.train import perf
+from lm.train import begin, perf
 from lm.train.config import Config
 from lm.train.loop import Run, build
+from lm.train.workdir import load_config
 from lm.types import PyTree, UserError
 from tools.plan import hlo
 from tools.plan.blank import BlankTokenizer, batch_shapes
@@ -67,8 +72,11 @@ def build_run(config: Config, target: Target) -> Run:
     """Builds the run that `lm.train` would train, for the target's devices.
 
     Raises:
-        UserError: If the mesh does not fit the devices, the model or the batch.
+        UserError: If the mesh does not fit the devices, the model or the batch, or
+            there is no workdir `init_from`.
     """
+    if config.init_from:
+        config = begin.take_model(config, load_config(Path(config.init_from)))
     tokenizer = BlankTokenizer(config.model.vocab_size)
     if getattr(config.task, "labels", None) == ():  # training finds them in its texts
         task = dataclasses.replace(config.task, labels=("0", "1"))
@@ -244,14 +252,28 @@ def program_text(compiled: Any, chip: Chip) -> str:
         UserError: If jaxlib is too old for it, as 0.10.2 is for some of v5p.
     """
     try:
-        return compiled.as_text()
+        with _silenced():  # it prints a stack trace beside what it raises
+            return compiled.as_text()
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"it compiles for {chip.name}, but jaxlib {jax.__version__} cannot read "
-            f"what libtpu made; plan with jax from 0.12 on, which needs Python 3.12 "
-            f"({reason})"
+            f"what libtpu made; plan with jax from 0.12 on: make install "
+            f"PYTHON=python3.12 VENV=.venv312 ({reason})"
         ) from error
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Keeps from standard error what native code prints there."""
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def no_room(message: str, chip: Chip) -> NoRoomError | None:
