@@ -147,7 +147,6 @@ class Watch:
         self._beats = [""] * place.count
         self._ending = threading.Lock()
         self._stopped = threading.Event()
-        self._catch_abort()
         for work in (self._beat, self._judge):
             threading.Thread(target=work, daemon=True).start()
 
@@ -275,25 +274,14 @@ class Watch:
             if self._closing and now > self._closing:
                 self._end_all("" if self._is_out else self._failure)
 
-    def _catch_abort(self) -> None:
-        """Says why where JAX aborts the process, as it does when its service is gone.
-
-        Python's own handlers run too late for that, and there is no other way to be
-        asked (jax 0.10.2, 0.12.0.1).
-        """
-
-        @ctypes.CFUNCTYPE(None, ctypes.c_int)
-        def explain(_: int) -> None:
-            try:
-                socket.create_connection(self.place.address, timeout=5).close()
-            except OSError:
-                self._end_all(
-                    f"{self.name(0)} is gone, or the coordination service beside it"
-                )
-
-        self._explain = explain  # C does not keep it
-        with contextlib.suppress(AttributeError, OSError, TypeError):
-            ctypes.CDLL(None).signal(int(signal.SIGABRT), explain)
+    def explain_abort(self) -> None:
+        """Ends the process with a line if its coordination service is gone."""
+        try:
+            socket.create_connection(self.place.address, timeout=5).close()
+        except OSError:
+            self._end_all(
+                f"{self.name(0)} is gone, or the coordination service beside it"
+            )
 
     def _stall(self, seconds: float) -> str:
         """Says who holds up a step."""
@@ -338,6 +326,17 @@ def _end(status: int) -> NoReturn:
 _watch: Watch | None = None
 
 
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _on_abort(_: int) -> None:
+    """Says why before JAX aborts the process, which it does when its service is gone.
+
+    Python's handlers of signals would run too late, and JAX asks nobody (0.10.2,
+    0.12.0.1).
+    """
+    if _watch is not None:
+        _watch.explain_abort()
+
+
 @contextlib.contextmanager
 def joined(args: argparse.Namespace) -> Iterator[None]:
     """Joins the other processes, if there are any, for the body of a command.
@@ -353,6 +352,8 @@ def joined(args: argparse.Namespace) -> Iterator[None]:
     hosts = meet(place, args.start_timeout)
     _connect(place, args)
     _watch = Watch(place, hosts, args)
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # as on Windows
+        ctypes.CDLL(None).signal(int(signal.SIGABRT), _on_abort)
     try:
         with _own_stdout():
             yield

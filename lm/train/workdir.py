@@ -90,8 +90,8 @@ def prepare(workdir: Path, config: Config) -> tuple[Config, Tokenizer]:
     path = workdir / "config.json"
     if not path.exists() or config_lib.read(path) != first["found"]:
         raise UserError(
-            f"it does not see the {path} that process 0 wrote; choose a --workdir that "
-            "all hosts share"
+            f"this process does not see the {path} that process 0 wrote; choose "
+            "a --workdir that all hosts share"
         )
     return Config.of(first["found"]), load_tokenizer(workdir)
 
