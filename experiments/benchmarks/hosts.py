@@ -91,13 +91,14 @@ class Bench:
                         [*command, *flags], stdout=stdout, stderr=stderr, env=env
                     )
                 )
-                self.started.append(started[-1])
+        self.started += started
         return started
 
-    def kill(self) -> None:
+    def close(self) -> None:
         """Ends all that still runs."""
         for process in self.started:
             process.kill()
+            process.wait()
 
     def train(self, workdir: Path, count: int) -> list:
         """Starts training."""
@@ -256,10 +257,9 @@ def main(args: Namespace) -> dict[str, Any]:
         check_range(f"--{flag}", getattr(args, flag), least)
     with (
         tempfile.TemporaryDirectory(prefix="lm-hosts-") as name,
-        contextlib.ExitStack() as stack,
+        contextlib.closing(Bench(Path(name), args)) as bench,
     ):
-        bench, rng = Bench(Path(name), args), random.Random(args.seed)
-        stack.callback(bench.kill)
+        rng = random.Random(args.seed)
         make_config(bench.folder, args.steps)
         alone = bench.folder / "alone"
         bench.wait(bench.train(alone, 1), [0])

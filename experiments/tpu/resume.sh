@@ -40,10 +40,7 @@ start() {
 }
 
 # A mistake ends it before anything is deleted or costs money.
-for script in create install; do
-  bash "$here/$script.sh" --dry-run >/dev/null
-done
-bash "$here/start.sh" --dry-run -- "${TRAIN_FLAGS[@]}" >/dev/null
+(DRY=(--dry-run) && create && start) >/dev/null
 
 # how_it_goes: of the run on the first worker, which ends with any other: `runs`, `failed`,
 # `ended` where it did so on its own, `missing` where it was never started.

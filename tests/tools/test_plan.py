@@ -110,7 +110,11 @@ def test_what_the_compiler_says_of_memory_is_read():
         ((), 81.4, 1.0, "set model.remat=full; or set grad_accum_steps=128"),
         (("--config.model.remat=full",), 81.4, 1.0, "set grad_accum_steps=128"),
         (("--config.mesh.fsdp=4",), 20.0, 14.0, "set mesh.fsdp=8; or take"),
-        (("--config.mesh.fsdp=16",), 20.0, 14.0, "4x8, mesh.fsdp=-1 and mesh.data=1"),
+        (
+            ("--config.mesh.fsdp=16",),
+            *(20.0, 14.0),
+            "take --topology=v5e:4x8, mesh.fsdp=-1 and mesh.data=1",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_line_with_what_should(overrides, needed, state, said):
@@ -162,10 +166,11 @@ def test_the_model_of_init_from_is_planned(monkeypatch, tmp_path):
     target = Target(Slice.of("v5e:2x2"))
     config = config_of("gpt_tiny", f"--config.init_from={tmp_path}")
     with pytest.raises(UserError, match=str(tmp_path)):
-        measure.build_run(config, target)
+        measure.take_source(config)
     other = config_of("gpt_tiny", "--config.model.num_layers=2")
     (tmp_path / "config.json").write_text(json.dumps(as_json(other)))
-    assert measure.build_run(config, target).config.model.num_layers == 2
+    run = measure.build_run(measure.take_source(config), target)
+    assert run.config.model.num_layers == 2
 
 
 @pytest.mark.parametrize(

@@ -62,9 +62,9 @@ def main(args: Namespace, overrides: list[str]) -> dict[str, Any]:
     values = config_lib.load(args.config, overrides)
     prepare(part, args.num_slices)
     from lm.train.config import Config
-    from tools.plan.measure import Target
+    from tools.plan.measure import Target, take_source
 
-    config, target = Config.of(values), Target(part, args.num_slices)
+    config, target = take_source(Config.of(values)), Target(part, args.num_slices)
     if args.search:
         from tools.plan import search
 

@@ -68,15 +68,23 @@ class Target:
         return self.part.size * self.num_slices
 
 
+def take_source(config: Config) -> Config:
+    """Returns the config with the model of its `init_from`, if there is one.
+
+    Raises:
+        UserError: If that is no workdir, or has learned fewer positions than needed.
+    """
+    if not config.init_from:
+        return config
+    return begin.take_model(config, load_config(Path(config.init_from)))
+
+
 def build_run(config: Config, target: Target) -> Run:
     """Builds the run that `lm.train` would train, for the target's devices.
 
     Raises:
-        UserError: If the mesh does not fit the devices, the model or the batch, or
-            there is no workdir `init_from`.
+        UserError: If the mesh does not fit the devices, the model or the batch.
     """
-    if config.init_from:
-        config = begin.take_model(config, load_config(Path(config.init_from)))
     tokenizer = BlankTokenizer(config.model.vocab_size)
     if getattr(config.task, "labels", None) == ():  # training finds them in its texts
         task = dataclasses.replace(config.task, labels=("0", "1"))
